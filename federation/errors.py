@@ -1,0 +1,220 @@
+"""Every error that Apostille raises on purpose.
+
+    ApostilleError
+    ├── LocalError                our side: a person's mistake or this node's own state
+    │   ├── UsageError            what was asked for cannot be done as asked: says what, where, what next
+    │   ├── NotFoundError         no such advisory, peer, agreement, entry
+    │   ├── ConflictError         state moved under us: nothing was changed, try again
+    │   ├── LockedError           a passphrase is missing or wrong
+    │   ├── HeldError             policy or the guard holds a release back: a person must look
+    │   └── PolicyError           a rule set is malformed: refused before it can decide anything
+    └── RemoteError               bytes or behaviour from outside, each with a `code` that never changes
+        ├── MalformedError        MALFORMED          not the format it claims to be
+        ├── TooLargeError         TOO_LARGE          over a limit of `federation.limits`
+        ├── SignatureError        BAD_SIGNATURE      a signature or digest does not hold
+        ├── KeyringError          UNKNOWN_KEY        no such key in that role, or not valid at that time
+        ├── UnknownOriginError    UNKNOWN_ORIGIN     a core whose origin has no enrolled card
+        ├── HandlingError         BAD_HANDLING       handling missing, unknown or malformed
+        ├── TermsError            BAD_TERMS          terms wider than handling or agreement, or for another node
+        ├── EquivocationError     EQUIVOCATION       two cores under one revision
+        ├── NotAdmittedError      NOT_ADMITTED       no agreement in force covers this, or local law forbids it
+        ├── FeedError             the receiver's checks of a page
+        │   ├── WrongFeedError    WRONG_FEED         another origin line or epoch than asked for
+        │   ├── ReorderedError    REORDERED
+        │   ├── RepeatedError     REPEATED
+        │   ├── GapError          GAP
+        │   ├── BadPageError      BAD_PAGE           the root does not follow from the items
+        │   ├── ErasureError      BAD_ERASURE        a hash-only item whose eraser does not name it
+        │   ├── StaleError        STALE              the newest head is older than two polls
+        │   └── FeedFrozenError   ingest stops until two people heal it
+        │       ├── RollbackError       ROLLBACK
+        │       ├── ForkError           FORK
+        │       └── SuspectedForkError  SUSPECTED_FORK
+        ├── UnreachableError      UNREACHABLE        no answer: partition, refused TLS, timeout
+        └── DeniedError           DENIED             the peer answered, and its answer was no
+
+Error texts never carry payloads, secrets or personal data (I17): they name places and rules.
+"""
+
+from typing import ClassVar
+
+
+class ApostilleError(Exception):
+    """The root of the tree; never raised itself."""
+
+
+class LocalError(ApostilleError):
+    """This side: a person's mistake, or this node's own state."""
+
+
+class UsageError(LocalError):
+    """What was asked for cannot be done as asked. The text says what, where, and what to do next."""
+
+
+class NotFoundError(LocalError):
+    """Nothing here has that name."""
+
+
+class ConflictError(LocalError):
+    """State moved between reading and writing. Nothing was changed; trying again is safe."""
+
+
+class LockedError(LocalError):
+    """Private keys cannot be opened: the passphrase is missing or wrong."""
+
+
+class HeldError(LocalError):
+    """A release is held back, and a person must look at why."""
+
+
+class PolicyError(LocalError):
+    """A rule set or label file is malformed; it decides nothing until it is mended."""
+
+
+class RemoteError(ApostilleError):
+    """Bytes or behaviour from outside. `code` is part of the protocol; the text stays on this side."""
+
+    code: ClassVar[str] = "REFUSED"
+
+
+class MalformedError(RemoteError):
+    """Bytes that are not the format they claim to be."""
+
+    code = "MALFORMED"
+
+
+class TooLargeError(RemoteError):
+    """Something from outside is over a limit."""
+
+    code = "TOO_LARGE"
+
+
+class SignatureError(RemoteError):
+    """A signature or a digest does not hold."""
+
+    code = "BAD_SIGNATURE"
+
+
+class KeyringError(RemoteError):
+    """No such key in that role, or not valid at that time."""
+
+    code = "UNKNOWN_KEY"
+
+
+class UnknownOriginError(RemoteError):
+    """A core whose origin has no enrolled card."""
+
+    code = "UNKNOWN_ORIGIN"
+
+
+class HandlingError(RemoteError):
+    """Handling is missing, unknown or malformed."""
+
+    code = "BAD_HANDLING"
+
+
+class TermsError(RemoteError):
+    """Terms are wider than the handling or the agreement, or meant for another node."""
+
+    code = "BAD_TERMS"
+
+
+class EquivocationError(RemoteError):
+    """The origin signed two cores under one revision."""
+
+    code = "EQUIVOCATION"
+
+
+class NotAdmittedError(RemoteError):
+    """No agreement in force covers the entry, or local law forbids keeping it.
+
+    Attributes: `rules`, the ids of the rules that decided; empty when no permit matched.
+    """
+
+    code = "NOT_ADMITTED"
+
+    def __init__(self, text: str, rules: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.rules = rules
+
+
+class FeedError(RemoteError):
+    """A page failed the receiver's checks; nothing was changed."""
+
+    code = "BAD_PAGE"
+
+
+class WrongFeedError(FeedError):
+    """Another origin line or epoch than the one asked for."""
+
+    code = "WRONG_FEED"
+
+
+class ReorderedError(FeedError):
+    """An item stands at another place than its sequence number."""
+
+    code = "REORDERED"
+
+
+class RepeatedError(FeedError):
+    """An item that is already held."""
+
+    code = "REPEATED"
+
+
+class GapError(FeedError):
+    """A sequence number is missing."""
+
+    code = "GAP"
+
+
+class BadPageError(FeedError):
+    """The signed root does not follow from the items."""
+
+    code = "BAD_PAGE"
+
+
+class ErasureError(FeedError):
+    """A hash-only item whose eraser is missing or does not name it."""
+
+    code = "BAD_ERASURE"
+
+
+class StaleError(FeedError):
+    """The newest head is older than two polls."""
+
+    code = "STALE"
+
+
+class FeedFrozenError(FeedError):
+    """Ingest from this peer stops until two people heal it (I8)."""
+
+
+class RollbackError(FeedFrozenError):
+    """The sender shows a smaller feed than it has shown before."""
+
+    code = "ROLLBACK"
+
+
+class ForkError(FeedFrozenError):
+    """Two signed roots of one size: proof that history was rewritten."""
+
+    code = "FORK"
+
+
+class SuspectedForkError(FeedFrozenError):
+    """Pages do not follow from the shared history, without a self-proving pair of signatures."""
+
+    code = "SUSPECTED_FORK"
+
+
+class UnreachableError(RemoteError):
+    """No answer: partition, refused TLS, timeout."""
+
+    code = "UNREACHABLE"
+
+
+class DeniedError(RemoteError):
+    """The peer answered, and its answer was no."""
+
+    code = "DENIED"
