@@ -1,0 +1,1 @@
+"""Settings of a node, and the data packs that it decides by. Only `node.main` reads this package."""

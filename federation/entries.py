@@ -1,0 +1,208 @@
+"""Entries of a feed: from values to the bytes that are hashed and sent, and back, strictly.
+
+An entry is serialised once, when it is appended; those bytes are the Merkle leaf and are stored as they are (I7). Reading
+refuses unknown fields (protobuf would carry hidden data along), anything that a serialiser of ours would write in another
+way, and whatever is over a limit. What an entry means is checked in `federation.inbound`.
+"""
+
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from federation import limits
+from federation.errors import MalformedError, TooLargeError
+from federation.model import (
+    Attribution,
+    Onward,
+    Presentation,
+    Purpose,
+    Terms,
+    country,
+    instant,
+    instant_text,
+    node_id,
+)
+from protos.exchange.v1 import exchange_pb2 as wire
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A presentation with its terms."""
+
+    presentation: Presentation
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementOffer:
+    """An agreement with the signatures collected so far; `document` is RFC 7515 general JSON serialisation."""
+
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """The sender takes back entries of its own; `reason` is a rule id."""
+
+    seqs: tuple[int, ...]
+    reason: str
+
+
+Body = Delivery | AgreementOffer | Withdrawal
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An entry that is well formed; nothing in it has been verified yet."""
+
+    feed: str
+    seq: int
+    nonce: bytes
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedItem:
+    """An item whose bytes are gone."""
+
+    seq: int
+    leaf_hash: bytes
+    erased_by: int
+
+
+def write(envelope: Envelope) -> bytes:
+    """The bytes of an entry. Raises TooLargeError when it could not be sent."""
+    entry = wire.Entry(feed=envelope.feed, seq=envelope.seq, nonce=envelope.nonce)
+    body = envelope.body
+    if isinstance(body, Delivery):
+        entry.presentation.core = body.presentation.core
+        entry.presentation.disclosures.extend(body.presentation.disclosures)
+        entry.presentation.terms.CopyFrom(_write_terms(body.terms))
+    elif isinstance(body, AgreementOffer):
+        entry.agreement.document = body.document
+    else:
+        entry.withdrawal.seqs.extend(body.seqs)
+        entry.withdrawal.reason = body.reason
+    data = entry.SerializeToString(deterministic=True)
+    _check_size(data, body)
+    return data
+
+
+def read(data: bytes) -> Envelope:
+    """The entry in `data`.
+
+    (1) within the limit; (2) protobuf of our schema without unknown fields; (3) exactly the bytes that `write` would
+    make: one entry has one form; (4) nonce of 16 bytes, a body; (5) every member of the body well formed.
+    Raises TooLargeError or MalformedError.
+    """
+    if len(data) > limits.MAX_ENTRY_BYTES:  # (1)
+        raise TooLargeError(f"entry: over {limits.MAX_ENTRY_BYTES} bytes")
+    entry = wire.Entry()
+    parse(entry, data, "entry")  # (2)
+    if entry.SerializeToString(deterministic=True) != data:  # (3)
+        raise MalformedError("entry: not in its one serialised form")
+    if len(entry.nonce) != limits.NONCE_BYTES:  # (4)
+        raise MalformedError(f"entry: the nonce is not {limits.NONCE_BYTES} bytes")
+    kind = entry.WhichOneof("body")
+    body: Body
+    if kind == "presentation":  # (5)
+        body = Delivery(
+            Presentation(entry.presentation.core, tuple(entry.presentation.disclosures)),
+            _read_terms(entry.presentation.terms),
+        )
+        if len(body.presentation.disclosures) > limits.MAX_DISCLOSURES:
+            raise TooLargeError(f"entry: over {limits.MAX_DISCLOSURES} disclosures")
+    elif kind == "agreement":
+        body = AgreementOffer(entry.agreement.document)
+    elif kind == "withdrawal":
+        body = _read_withdrawal(entry)
+    else:
+        raise MalformedError("entry: it has no body of a kind that this protocol version knows")
+    _check_size(data, body)
+    return Envelope(entry.feed, entry.seq, entry.nonce, body)
+
+
+def read_item(item: wire.PageItem) -> bytes | ErasedItem:
+    """A page item: an entry's bytes, not read yet, or what is left of an erased one. Raises MalformedError."""
+    kind = item.WhichOneof("item")
+    if kind == "entry":
+        return item.entry
+    if kind != "erased":
+        raise MalformedError("page: an item is empty")
+    erased = item.erased
+    if len(erased.leaf_hash) != limits.HASH_BYTES or erased.erased_by <= erased.seq:
+        raise MalformedError("page: an erased item is malformed")
+    return ErasedItem(erased.seq, erased.leaf_hash, erased.erased_by)
+
+
+def parse(message: Message, data: bytes, what: str) -> None:
+    """Fills `message` from `data`; refuses unknown fields at every depth. Raises MalformedError."""
+    try:
+        message.ParseFromString(data)
+    except DecodeError as e:
+        raise MalformedError(f"{what}: not the protobuf message it should be") from e
+    refuse_unknown(message, what)
+
+
+def refuse_unknown(message: Message, what: str) -> None:
+    """Refuses fields that our schema does not have, at every depth: they would carry hidden data. Raises MalformedError."""
+    if len(UnknownFieldSet(message)) > 0:
+        raise MalformedError(f"{what}: a field that this protocol version does not know")
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for child in value if field.is_repeated else (value,):
+            refuse_unknown(child, what)
+
+
+def _check_size(data: bytes, body: Body) -> None:
+    most = limits.MAX_ENTRY_BYTES if isinstance(body, Delivery) else limits.MAX_CONTROL_BYTES
+    if len(data) > most:
+        raise TooLargeError(f"entry: {len(data)} bytes, over the limit of {most}")
+
+
+def _write_terms(terms: Terms) -> wire.Terms:
+    return wire.Terms(
+        core_digest=terms.core_digest,
+        recipient=terms.recipient,
+        agreement_digest=terms.agreement_digest,
+        purposes=sorted(terms.purposes),
+        retain_until="" if terms.retain_until is None else instant_text(terms.retain_until),
+        storage=None if terms.storage is None else wire.Places(countries=sorted(terms.storage)),
+        onward=terms.onward,
+        attribution=terms.attribution,
+    )
+
+
+def _read_terms(terms: wire.Terms) -> Terms:
+    storage = [country(text) for text in terms.storage.countries] if terms.HasField("storage") else None
+    try:
+        purposes = [Purpose(text) for text in terms.purposes]
+        onward, attribution = Onward(terms.onward), Attribution(terms.attribution)
+    except ValueError as e:
+        raise MalformedError("terms: a value that this protocol version does not know") from e
+    if purposes != sorted(set(purposes)) or (storage is not None and storage != sorted(set(storage))):
+        raise MalformedError("terms: a list is not sorted, or an item stands twice")
+    for digest in (terms.core_digest, terms.agreement_digest):
+        if len(digest) != limits.HASH_BYTES:
+            raise MalformedError(f"terms: a digest is not {limits.HASH_BYTES} bytes")
+    return Terms(
+        core_digest=terms.core_digest,
+        recipient=node_id(terms.recipient),
+        agreement_digest=terms.agreement_digest,
+        purposes=frozenset(purposes),
+        retain_until=instant(terms.retain_until) if terms.retain_until else None,
+        storage=None if storage is None else frozenset(storage),
+        onward=onward,
+        attribution=attribution,
+    )
+
+
+def _read_withdrawal(entry: wire.Entry) -> Withdrawal:
+    seqs = tuple(entry.withdrawal.seqs)
+    if not seqs or list(seqs) != sorted(set(seqs)) or seqs[-1] >= entry.seq:
+        raise MalformedError("withdrawal: it must name earlier entries, in order, each once")
+    if not entry.withdrawal.reason.isascii() or not 1 <= len(entry.withdrawal.reason) <= 200:
+        raise MalformedError("withdrawal: the reason is not a rule id")
+    return Withdrawal(seqs, entry.withdrawal.reason)

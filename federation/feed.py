@@ -1,0 +1,221 @@
+"""The receiver's checks of a feed, and what it needs to remember to make them (I8, I9).
+
+A feed is the append-only log from one node to one peer. Its receiver keeps the right edge of the tree; every page must
+continue from there to a root that the sender signed. Storing, asking again and telling people are the node's affair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from federation import entries, merkle
+from federation.checkpoint import Checkpoint, VerifierKey, open_checkpoint, open_cosignature
+from federation.entries import Envelope, ErasedItem, Withdrawal
+from federation.errors import (
+    BadPageError,
+    ErasureError,
+    ForkError,
+    GapError,
+    RemoteError,
+    ReorderedError,
+    RepeatedError,
+    RollbackError,
+    SignatureError,
+    StaleError,
+    SuspectedForkError,
+    TooLargeError,
+    WrongFeedError,
+)
+from federation.limits import MAX_CLOCK_SKEW_S, MAX_NOTE_BYTES, MAX_PAGE_ITEMS
+from federation.merkle import RightEdge
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
+    """What a receiver holds of one feed.
+
+    `head` is the signed checkpoint at exactly the cursor (empty before the first page), `largest` the largest size
+    that the sender ever signed for us, `pending` the hash-only items whose eraser has not arrived yet.
+    """
+
+    origin: str
+    edge: RightEdge
+    head: bytes
+    largest: int
+    pending: tuple[ErasedItem, ...]
+
+    @property
+    def cursor(self) -> int:
+        """How many entries are held durably."""
+        return self.edge.size
+
+
+@dataclass(frozen=True, slots=True)
+class PageBytes:
+    """A page as it arrived."""
+
+    items: tuple[bytes | ErasedItem, ...]
+    checkpoint: bytes
+    latest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PageEntry:
+    """One item whose place in the feed is proved. `envelope` is None when it was erased or is `bad`."""
+
+    seq: int
+    leaf_hash: bytes
+    data: bytes | None
+    envelope: Envelope | None
+    bad: RemoteError | None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPage:
+    """A page that follows from what is held, and the state after it. `may_receipt`: no eraser is outstanding."""
+
+    entries: tuple[PageEntry, ...]
+    state: FeedState
+    latest: Checkpoint
+
+    @property
+    def may_receipt(self) -> bool:
+        """Whether a receipt may cover everything up to here."""
+        return not self.state.pending
+
+
+def empty(origin: str) -> FeedState:
+    """The state before the first page."""
+    return FeedState(origin=origin, edge=merkle.EMPTY, head=b"", largest=0, pending=())
+
+
+def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) -> VerifiedPage:
+    """The page, proved to continue `state`. Nothing is changed by a page that fails.
+
+    (1) within the limits; both heads signed by a feed key of the sender, for this origin line and epoch
+    (2) no rollback: the newest head is no smaller than the largest seen, the page ends no earlier than the cursor
+    (3) each item has the next sequence number, else REORDERED, REPEATED or GAP; an entry that is not well formed keeps
+        its place and is handed on as bad (I10)
+    (4) the root, by extending our own right edge, is the signed one
+    (5) an eraser that arrives names every item that says it was erased by it
+    """
+    if len(page.items) > MAX_PAGE_ITEMS:  # (1)
+        raise TooLargeError(f"page: over {MAX_PAGE_ITEMS} items")
+    head = _open(page.checkpoint, state.origin, keys)
+    latest = _open(page.latest, state.origin, keys)
+    if latest.size < state.largest:  # (2)
+        raise RollbackError(f"{state.origin}: newest head {latest.size}, but {state.largest} was signed before")
+    if head.size < state.cursor:
+        raise RollbackError(f"{state.origin}: the page ends at {head.size}, but {state.cursor} entries are held")
+    if head.size != state.cursor + len(page.items) or latest.size < head.size:
+        raise BadPageError(f"{state.origin}: the heads do not fit the number of items")
+    read = tuple(_place(item, state, number, len(page.items)) for number, item in enumerate(page.items))  # (3)
+    edge = state.edge.extend([entry.leaf_hash for entry in read])
+    if edge.root() != head.root:  # (4)
+        raise BadPageError(f"{state.origin}: the signed root at {head.size} does not follow from the items")
+    pending = _settle(state, page, read)  # (5)
+    after = replace(
+        state, edge=edge, head=page.checkpoint, largest=max(state.largest, latest.size), pending=pending
+    )
+    return VerifiedPage(read, after, latest)
+
+
+def check_fresh(latest: bytes, keys: Sequence[VerifierKey], now: datetime, max_age_s: float) -> None:
+    """Refuses a newest head whose own timestamp is older than `max_age_s` seconds or ahead of us. Raises StaleError."""
+    age = now.timestamp() - _any_cosignature(latest, keys)
+    if age > max_age_s:
+        raise StaleError(f"the newest head was signed {age:.0f} s ago, over the limit of {max_age_s:.0f} s")
+    if age < -MAX_CLOCK_SKEW_S:
+        raise StaleError("the newest head is dated in our future: one of the clocks is wrong")
+
+
+def judge_fork(state: FeedState, answer: bytes, keys: Sequence[VerifierKey], *, retried: bool) -> None:
+    """What a BAD_PAGE means, once the sender has signed its head at our size.
+
+    Another root at the same size is FORK, self-proving with `state.head`. An equal root means: try once more; when that was
+    done, SUSPECTED_FORK. Returns when a retry is due.
+    """
+    head = _open(answer, state.origin, keys)
+    if head.size != state.cursor:
+        raise SuspectedForkError(f"{state.origin}: asked for the head at {state.cursor}, got {head.size}")
+    if head.root != state.edge.root():
+        raise ForkError(f"{state.origin}: two signed roots at size {head.size}")
+    if retried:
+        raise SuspectedForkError(f"{state.origin}: the root at {head.size} is shared, yet no page follows from it")
+
+
+def check_receipt(note: bytes, origin: str, log_key: VerifierKey, keys: Sequence[VerifierKey]) -> Checkpoint:
+    """The checkpoint that the receiver cosigned. The caller compares its root with its own at that size.
+
+    (1) our own signature on the checkpoint, so that it is a head of this feed; (2) the receiver's cosignature.
+    Raises SignatureError, WrongFeedError or MalformedError.
+    """
+    if len(note) > MAX_NOTE_BYTES:
+        raise TooLargeError(f"receipt: over {MAX_NOTE_BYTES} bytes")
+    checkpoint = open_checkpoint(note, origin, log_key)  # (1)
+    _any_cosignature(note, keys)  # (2)
+    return checkpoint
+
+
+def _open(note: bytes, origin: str, keys: Sequence[VerifierKey]) -> Checkpoint:
+    """The checkpoint, signed by one of the keys that are valid now (two during a rotation)."""
+    if len(note) > MAX_NOTE_BYTES:
+        raise TooLargeError(f"checkpoint: over {MAX_NOTE_BYTES} bytes")
+    *others, last = keys
+    for key in others:
+        try:
+            return open_checkpoint(note, origin, key)
+        except SignatureError:
+            continue
+    return open_checkpoint(note, origin, last)
+
+
+def _any_cosignature(note: bytes, keys: Sequence[VerifierKey]) -> int:
+    *others, last = keys
+    for key in others:
+        try:
+            return open_cosignature(note, key)
+        except SignatureError:
+            continue
+    return open_cosignature(note, last)
+
+
+def _place(item: bytes | ErasedItem, state: FeedState, number: int, count: int) -> PageEntry:
+    expected = state.cursor + number
+    if isinstance(item, ErasedItem):
+        _check_seq(item.seq, expected, state.cursor, count)
+        return PageEntry(expected, item.leaf_hash, None, None, None)
+    leaf_hash = merkle.leaf_hash(item)
+    try:
+        envelope = entries.read(item)
+    except RemoteError as e:
+        return PageEntry(expected, leaf_hash, item, None, e)
+    if envelope.feed != state.origin:
+        raise WrongFeedError(f"{state.origin}: the entry at {expected} belongs to another feed")
+    _check_seq(envelope.seq, expected, state.cursor, count)
+    return PageEntry(expected, leaf_hash, item, envelope, None)
+
+
+def _check_seq(seq: int, expected: int, cursor: int, count: int) -> None:
+    if seq == expected:
+        return
+    if seq < cursor:
+        raise RepeatedError(f"entry {seq} where {expected} should stand: it is already held")
+    if seq < cursor + count:
+        raise ReorderedError(f"entry {seq} where {expected} should stand")
+    raise GapError(f"entry {seq} where {expected} should stand")
+
+
+def _settle(state: FeedState, page: PageBytes, read: tuple[PageEntry, ...]) -> tuple[ErasedItem, ...]:
+    """The hash-only items still waiting for their eraser after this page."""
+    pending = [*state.pending, *(item for item in page.items if isinstance(item, ErasedItem))]
+    arrived = {entry.seq: entry.envelope.body if entry.envelope else None for entry in read}
+    still = []
+    for item in pending:
+        if item.erased_by not in arrived:
+            still.append(item)
+            continue
+        body = arrived[item.erased_by]
+        if not isinstance(body, Withdrawal) or item.seq not in body.seqs:
+            raise ErasureError(f"entry {item.seq} is said to be erased by {item.erased_by}, which does not name it")
+    return tuple(still)

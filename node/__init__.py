@@ -1,0 +1,1 @@
+"""One running node: what a national CERT installs, over the pure rules of `federation`."""

@@ -1,0 +1,214 @@
+"""Private keys of a node: made by `init`, encrypted at rest, mode 0600.
+
+Each key is one PKCS #8 file, encrypted under the passphrase. Online keys lie in `keys/`, named by role and key id; root keys
+lie in `roots/` until the operator moves them offline. A key is decrypted when it is first needed, so commands that sign
+nothing need no passphrase. Which keys are current is what the node's own card says.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey, PublicKey, SealedBox
+
+from federation import ed25519 as signing
+from federation.errors import LockedError, UsageError
+from federation.keyring import Card, OnlineKey, key_id, root_key_id
+from federation.model import NodeId, Role
+
+ONLINE_VALIDITY = timedelta(days=397)  # a year and a month: an operator who rotates yearly has time for it
+_CLOCK_TOLERANCE = timedelta(hours=1)  # a new certificate works at peers whose clock is behind
+_PRIVATE_MODE = 0o600
+PrivateKeyTypes = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | x25519.X25519PrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """A private Ed25519 key that can sign, with its public half."""
+
+    kid: str
+    public: bytes
+    sign: Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """What gRPC presents: private key and certificate, both PEM."""
+
+    private_key: bytes
+    certificate: bytes
+
+
+class Keys:
+    """The key files of one home. Nothing is decrypted before it is asked for."""
+
+    def __init__(self, home: Path, passphrase: bytes | None) -> None:
+        self._home = home
+        self._passphrase = passphrase
+        self._open: dict[Path, PrivateKeyTypes] = {}
+
+    def signer(self, role: Role, card: Card, now: datetime) -> Signer:
+        """The key of `role` that the node's own `card` names and that is valid now. Raises LockedError, UsageError."""
+        key = max(card.valid_keys(role, now), key=lambda k: k.valid_from)
+        private = self._load(self._home / "keys" / f"{role}-{key.kid}.pem")
+        if not isinstance(private, ed25519.Ed25519PrivateKey):
+            raise UsageError(f"keys/{role}-{key.kid}.pem: not an Ed25519 key")
+        return _signer(private, key.kid)
+
+    def tls(self, card: Card, now: datetime) -> TlsIdentity:
+        """The TLS key and certificate that the card names. Raises LockedError, UsageError."""
+        key = max(card.valid_keys(Role.TLS, now), key=lambda k: k.valid_from)
+        private = self._load(self._home / "keys" / f"{Role.TLS}-{key.kid}.pem")
+        pem = private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        certificate = x509.load_der_x509_certificate(key.public)
+        return TlsIdentity(pem, certificate.public_bytes(serialization.Encoding.PEM))
+
+    def roots(self) -> tuple[Signer, ...]:
+        """The root keys that still lie in this home."""
+        found = []
+        for path in sorted((self._home / "roots").glob("root-*.pem")):
+            private = self._load(path)
+            if not isinstance(private, ed25519.Ed25519PrivateKey):
+                raise UsageError(f"roots/{path.name}: not an Ed25519 key")
+            found.append(_signer(private, root_key_id(private.public_key().public_bytes_raw())))
+        return tuple(found)
+
+    def seal(self, secret: bytes) -> bytes:
+        """`secret` encrypted to this node; needs no passphrase."""
+        return SealedBox(PublicKey((self._home / "keys" / "seal.pub").read_bytes())).encrypt(secret)
+
+    def unseal(self, sealed: bytes) -> bytes:
+        """What `seal` hid. Raises LockedError when it is not ours to open."""
+        private = self._load(self._home / "keys" / "seal.pem")
+        if not isinstance(private, x25519.X25519PrivateKey):
+            raise UsageError("keys/seal.pem: not an X25519 key")
+        try:
+            return SealedBox(PrivateKey(private.private_bytes_raw())).decrypt(sealed)
+        except CryptoError as e:
+            raise LockedError("a sealed record was sealed to another key than keys/seal.pem") from e
+
+    def _load(self, path: Path) -> PrivateKeyTypes:
+        if path in self._open:
+            return self._open[path]
+        where = path.relative_to(self._home)
+        if self._passphrase is None:
+            raise LockedError(f"{where} is encrypted: set APOSTILLE_PASSPHRASE, or put the passphrase file back")
+        check_private(path, str(where))
+        try:
+            private = serialization.load_pem_private_key(path.read_bytes(), self._passphrase)
+        except ValueError as e:
+            raise LockedError(f"{where} does not open: the passphrase is wrong, or the file is damaged") from e
+        if not isinstance(private, PrivateKeyTypes):
+            raise UsageError(f"{where}: not a key of a kind that this node uses")
+        self._open[path] = private
+        return private
+
+
+def check_private(path: Path, where: str) -> None:
+    """Refuses a secret that others can read. Raises UsageError."""
+    if not path.is_file():
+        raise UsageError(f"{where} is missing: restore it from a backup")
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise UsageError(f"{where} is readable by others (mode {mode:04o}): run chmod 600 on it")
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Writes a secret that nobody else can read, not even for a moment."""
+    path.touch(mode=_PRIVATE_MODE, exist_ok=False)
+    path.write_bytes(data)
+
+
+def make_roots(home: Path, count: int, passphrase: bytes) -> tuple[bytes, ...]:
+    """Makes `count` root keys in `roots/` and returns their public halves."""
+    public = []
+    for number in range(1, count + 1):
+        private = ed25519.Ed25519PrivateKey.generate()
+        write_private(home / "roots" / f"root-{number}.pem", _pem(private, passphrase))
+        public.append(private.public_key().public_bytes_raw())
+    return tuple(public)
+
+
+def make_online(home: Path, node: NodeId, passphrase: bytes, now: datetime) -> tuple[OnlineKey, ...]:
+    """Makes a key for each role in `keys/`, and the sealing key; returns what the card says of them."""
+    start = now.replace(microsecond=0)
+    made = []
+    for role in (Role.ISSUE, Role.FEED, Role.RECEIPT):
+        private = ed25519.Ed25519PrivateKey.generate()
+        public = private.public_key().public_bytes_raw()
+        made.append(_save(home, role, private, public, passphrase, start))
+    tls = ec.generate_private_key(ec.SECP256R1())
+    made.append(_save(home, Role.TLS, tls, _certificate(tls, node, start), passphrase, start))
+    sealing = x25519.X25519PrivateKey.generate()
+    write_private(home / "keys" / "seal.pem", _pem(sealing, passphrase))
+    (home / "keys" / "seal.pub").write_bytes(sealing.public_key().public_bytes_raw())
+    return tuple(made)
+
+
+def public_key_of(certificate_der: bytes) -> bytes:
+    """The DER SubjectPublicKeyInfo in a certificate: what is compared at each call. Raises UsageError."""
+    try:
+        public = x509.load_der_x509_certificate(certificate_der).public_key()
+    except ValueError as e:
+        raise UsageError("the card's tls key is no certificate") from e
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def public_key_of_pem(certificate_pem: bytes) -> bytes:
+    """The same for a PEM certificate. Raises ValueError."""
+    public = x509.load_pem_x509_certificate(certificate_pem).public_key()
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def pem_of(certificate_der: bytes) -> bytes:
+    """A DER certificate as PEM."""
+    return x509.load_der_x509_certificate(certificate_der).public_bytes(serialization.Encoding.PEM)
+
+
+def _signer(private: ed25519.Ed25519PrivateKey, kid: str) -> Signer:
+    seed = private.private_bytes_raw()
+    return Signer(kid, private.public_key().public_bytes_raw(), lambda message: signing.sign(seed, message))
+
+
+def _save(
+    home: Path, role: Role, private: PrivateKeyTypes, public: bytes, passphrase: bytes, start: datetime
+) -> OnlineKey:
+    kid = key_id(role, public)
+    write_private(home / "keys" / f"{role}-{kid}.pem", _pem(private, passphrase))
+    return OnlineKey(role, kid, public, start, start + ONLINE_VALIDITY)
+
+
+def _pem(private: PrivateKeyTypes, passphrase: bytes) -> bytes:
+    return private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(passphrase),
+    )
+
+
+def _certificate(private: ec.EllipticCurvePrivateKey, node: NodeId, start: datetime) -> bytes:
+    """A self-signed leaf, DER. CA is false: a pinned certificate must not be able to mint others."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Apostille node")])
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start - _CLOCK_TOLERANCE)
+        .not_valid_after(start + ONLINE_VALIDITY)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(node)]), critical=False)
+        .add_extension(usage, critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.DER)
