@@ -1,8 +1,8 @@
 """CSAF 2.0: is a document valid, and which TLP label does it carry.
 
-One function around the `csaf` package, which is young: its top-level `validate` judges CSAF 2.1, so the 2.0 validator is
-named here and nowhere else. Checked are the JSON schema and the mandatory tests (CSAF 2.0 6.1). Importing the package
-takes a third of a second: only code that judges documents imports this module.
+One function around the `csaf` package, which is young: its top-level `validate` judges CSAF 2.1, so the 2.0 validator
+is named here and nowhere else. Checked are the JSON schema and the mandatory tests (CSAF 2.0 6.1). Importing the
+package takes a third of a second: only code that judges documents imports this module.
 
 Where a document fails is told by test id and place, never by its content: the package's messages quote values, so they
 are dropped, and a step of a path that is no ordinary member name is not repeated (I17).

@@ -5,12 +5,12 @@ leaves its value as it is. So nobody has to be believed: an origin cannot pass n
 strip a mark. Where two nodes have different labels the value counts as full, the stricter reading. A value that was
 general from the start has one disclosure, and it is the generalised one.
 
-The origin may have used another label file. What does not fit ours is kept from travelling (I2): an element that no rule
-names, a container that holds more than digests, and everything inside such a container have no categories. What should
-be disclosable but stands plain in the core cannot be withheld any more, so such a core is refused.
+The origin may have used another label file. What does not fit ours is kept from travelling (I2): an element that no
+rule names, a container that holds more than digests, and everything inside such a container have no categories. What
+should be disclosable but stands plain in the core cannot be withheld any more, so such a core is refused.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from federation.errors import MalformedError, UsageError
@@ -21,9 +21,9 @@ from federation.sdjwt import Node
 from federation.sdjwt.disclosure import ELLIPSIS, SD
 from federation.sdjwt.walk import escape
 
-PARTS: Final = ("csaf", "ai", LABELS)  # the members of a payload that labels speak of
 PRODUCT_TREE: Final = "/csaf/product_tree"
-_INSIDE_LABELS: Final = f"/{LABELS}/"
+_LABELS_PATH: Final = f"/{LABELS}"
+_Held = tuple[Node, LabelRule | None]
 
 
 def elements(payload: JsonObject, nodes: Sequence[Node], labels: LabelSet) -> tuple[Element, ...]:
@@ -32,14 +32,18 @@ def elements(payload: JsonObject, nodes: Sequence[Node], labels: LabelSet) -> tu
     In the order of `nodes`; both forms of one path are one element. Containers and the entries of `labels` are none.
     Raises MalformedError when `payload` has in plain what its labels call disclosable.
     """
-    for name in PARTS:
+    for name in ("csaf", "ai"):
         if name in payload:
             _check_plain(f"/{name}", payload[name], labels)
-    raised = {node.disclosure.name: _category(node) for node in nodes if node.path.startswith(_INSIDE_LABELS)}
+    raisings = payload.get(LABELS, {})
+    if not isinstance(raisings, dict) or not raisings.keys() <= {SD}:
+        raise MalformedError("core: `labels` holds something other than digests")
+    entries = [node for node in nodes if _is_entry(node)]
+    raised = {node.disclosure.name: _category(node) for node in entries}
     impure: set[str] = set()
-    forms: dict[str, list[tuple[Node, LabelRule | None]]] = {}
+    forms: dict[str, list[_Held]] = {}
     for node in nodes:
-        if node.path.startswith(_INSIDE_LABELS):
+        if _is_entry(node):
             continue
         rule = labels.match(node.path, node.disclosure.value)
         if rule is not None and rule.kind is Kind.CONTAINER and _is_pure(rule, node.disclosure.value):
@@ -67,22 +71,24 @@ def selection(chosen: Iterable[tuple[Element, Form]], nodes: Sequence[Node]) -> 
     return tuple(
         node.disclosure.raw
         for node in nodes
-        if node.digest in digests or (node.path.startswith(_INSIDE_LABELS) and node.disclosure.name in digests)
+        if node.digest in digests or (_is_entry(node) and node.disclosure.name in digests)
     )
 
 
-def _element(
-    path: str, held: list[tuple[Node, LabelRule | None]], raised: dict[str | None, Category | None], impure: set[str]
-) -> Element:
-    """One element from the disclosures of one path; without categories if they do not make sense together."""
-    full = [(node, rule) for node, rule in held if not _is_general(node, rule)]
-    general = [(node, rule) for node, rule in held if _is_general(node, rule)]
+def _element(path: str, held: list[_Held], raised: Mapping[str | None, Category | None], impure: set[str]) -> Element:
+    """One element from the disclosures of one path; without categories where they make no sense together."""
+    full: list[_Held] = []
+    general: list[_Held] = []
+    for form in held:
+        (general if _is_general(*form) else full).append(form)
     node, rule = (full or general)[0]
-    known = rule is not None and len(full) <= 1 and len(general) <= 1
-    known = known and all(other.parents == node.parents for other, _ in held)
-    known = known and impure.isdisjoint(node.parents)
-    added = {raised[other.digest] for other, _ in held if other.digest in raised}
-    categories = rule.categories | {c for c in added if c} if known and rule and None not in added else frozenset()
+    categories: frozenset[Category] = frozenset()
+    sound = len(full) <= 1 and len(general) <= 1 and all(other.parents == node.parents for other, _ in held)
+    if rule is not None and sound and impure.isdisjoint(node.parents):
+        added = [raised[other.digest] for other, _ in held if other.digest in raised]
+        known = frozenset(category for category in added if category is not None)
+        if None not in added:  # a category that this version does not know: withheld (I2)
+            categories = rule.categories | known
     return Element(
         path=path,
         categories=categories,
@@ -106,6 +112,15 @@ def _digest(element: Element, form: Form) -> str:
     if digest is None:
         raise UsageError(f"{element.path} is not held in {form} form")
     return digest
+
+
+def _is_entry(node: Node) -> bool:
+    """Whether `node` is an entry of `labels`. Raises MalformedError where such entries are hidden in one another."""
+    if node.path != _LABELS_PATH and not node.path.startswith(f"{_LABELS_PATH}/"):
+        return False
+    if node.parents or node.path == _LABELS_PATH:
+        raise MalformedError("core: raised categories are not direct disclosures of `labels`")
+    return True
 
 
 def _category(node: Node) -> Category | None:

@@ -24,16 +24,23 @@ _WORDS: Final = {
 }
 _BANDS: Final = ((9.0, "Critical"), (7.0, "High"), (4.0, "Medium"), (0.1, "Low"), (0.0, "None"))  # CVSS v3.1 section 5
 _MAX_SCORE: Final = 10.0
+_STATUSES: Final = frozenset(
+    (
+        "first_affected",
+        "first_fixed",
+        "fixed",
+        "known_affected",
+        "known_not_affected",
+        "last_affected",
+        "recommended",
+        "under_investigation",
+    )
+)
 
 
 def constant(_: Any, text: Any) -> Any | None:
     """The parameter, whatever the value was."""
     return text
-
-
-def as_it_is(value: Any, _: Any) -> Any | None:
-    """The value itself: it is as general as its kind can be."""
-    return value
 
 
 def person_to_role(names: Any, role: Any) -> Any | None:
@@ -80,6 +87,18 @@ def revision_dates(history: Any, _: Any) -> Any | None:
     return [{"date": r["date"], "number": r["number"], "summary": "Revision"} for r in history]
 
 
+def status_by_id(status: Any, _: Any) -> Any | None:
+    """The lists of product ids that CSAF 2.0 3.2.3.9 knows, and nothing else: as general as neutral products are."""
+    if not isinstance(status, dict):
+        return None
+    lists = {
+        name: ids
+        for name, ids in status.items()
+        if name in _STATUSES and isinstance(ids, list) and all(isinstance(i, str) for i in ids)
+    }
+    return lists or None
+
+
 def neutral_products(tree: Any, _: Any) -> Any | None:
     """Every product id and group id of the tree under neutral names, in the order of the document.
 
@@ -123,13 +142,13 @@ GENERALISERS: Final[Mapping[str, Callable[[Any, Any], Any | None]]] = MappingPro
     {
         f.__name__: f
         for f in (
-            as_it_is,
             constant,
             month_of_date,
             neutral_products,
             person_to_role,
             revision_dates,
             severity_band,
+            status_by_id,
             vendor_only,
         )
     }

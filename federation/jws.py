@@ -65,8 +65,6 @@ def parse(data: bytes, *, typ: str, max_bytes: int) -> SignedDocument:
     entries = document.get("signatures")
     if document.keys() != {"payload", "signatures"} or not isinstance(entries, list) or not entries:
         raise MalformedError(f"{typ}: not exactly a payload and a list of signatures")
-    if len(entries) > MAX_PARTIES:
-        raise TooLargeError(f"{typ}: {len(entries)} signatures, at most {MAX_PARTIES} are allowed")
     return SignedDocument(_bytes(document["payload"], typ), tuple(_parse_signature(e, typ) for e in entries))
 
 

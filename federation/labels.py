@@ -1,7 +1,7 @@
 """What each part of an advisory is: a label file, read strictly and asked by path.
 
-The text is handed in; where it lies is the caller's affair. A path that no rule names has no label, so it is withheld (I2).
-Every rule hangs below a plain part or a container, so no rule can speak of the inside of an element.
+The text is handed in; where it lies is the caller's affair. A path that no rule names has no label, so it is withheld
+(I2). Every rule hangs below a plain part or a container, so no rule can speak of the inside of an element.
 
 The format is explained at the head of `config/labels/csaf-2.0.yaml`.
 """
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from federation import yamltext
@@ -19,7 +20,7 @@ from federation.generalise import GENERALISERS, NEEDS_PARAMETER
 from federation.model import Category
 
 ANY_INDEX: Final = "*"
-_INDEX = re.compile(r"0|[1-9][0-9]*")  # RFC 6901 4
+_INDEX = re.compile(r"/(?:0|[1-9][0-9]*)(?=/|\Z)")  # RFC 6901 4
 _PATTERN = re.compile(r"(?:/(?:[a-z][a-z0-9_]*|\*))+")
 _RULE_KEYS = ("category", "generalise", "needs_products", "when")
 
@@ -63,7 +64,7 @@ class LabelRule:
 
     pattern: str
     kind: Kind
-    inside: type[dict[str, Any]] | type[list[Any]] | None
+    inside: type | None
     categories: frozenset[Category] = frozenset()
     generaliser: str | None = None
     parameter: Any = None
@@ -91,17 +92,16 @@ class LabelRule:
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """A label file. `digest` is the SHA-256 of its bytes, so that two nodes can say which labels they use."""
+    """A label file: its rules by pattern. `digest` is the SHA-256 of its bytes: nodes can say which labels they use."""
 
     digest: bytes
-    rules: Mapping[tuple[str, ...], tuple[LabelRule, ...]]
+    rules: Mapping[str, tuple[LabelRule, ...]]
 
     def match(self, path: str, value: Any) -> LabelRule | None:
         """The rule for `value` at `path`, a JSON pointer below the payload; None where nothing names it."""
-        steps = path.split("/")[1:]
-        if ANY_INDEX in steps:  # a member of that name is no array index
+        if f"/{ANY_INDEX}" in path:  # a member of that name is no array index
             return None
-        for rule in self.rules.get(tuple(ANY_INDEX if _INDEX.fullmatch(step) else step for step in steps), ()):
+        for rule in self.rules.get(_INDEX.sub(f"/{ANY_INDEX}", path), ()):
             if rule.fits(value):
                 return rule
         return None
@@ -110,14 +110,15 @@ class LabelSet:
 def load(text: str, where: str) -> LabelSet:
     """The labels in `text`; `where` names the file in error texts.
 
-    Raises PolicyError, naming the path and its line, for unknown keys, kinds, categories and generalisers; for two rules
-    of which one never counts; for alternates of an array element (RFC 9901 has none); and for a rule that hangs below
-    nothing or below an element.
+    Raises PolicyError, naming the path and its line, for unknown keys, kinds, categories and generalisers; for two
+    rules of which one never counts; for alternates of an array element (RFC 9901 has none); and for a rule that hangs
+    below nothing or below an element.
     """
     try:
         top = yamltext.mapping(yamltext.load(text, where), where, required=("labels", "rules"))
-        paths = yamltext.mapping(top["rules"], f"{where}: rules", required=(), optional=tuple(top["rules"] or ()))
-        return _Reader(text, where, paths).labels()
+        if not isinstance(top["labels"], str) or not isinstance(top["rules"], dict):
+            raise PolicyError(f"{where}: `labels` must be a name, and `rules` map paths to rules")
+        return _Reader(text, where, top["rules"]).labels()
     except UsageError as e:
         raise PolicyError(str(e)) from e
 
@@ -129,14 +130,14 @@ class _Reader:
         self._text = text
         self._where = where
         self._paths = paths
-        self._inside: dict[str, type[dict[str, Any]] | type[list[Any]]] = {}
+        self._inside: dict[str, type] = {}
 
     def labels(self) -> LabelSet:
         for path in self._paths:
             if not _PATTERN.fullmatch(path):
                 self._refuse(path, "not a path: /names_in_lower_case with * for an array index")
             above, _, last = path.rpartition("/")
-            shape: type[dict[str, Any]] | type[list[Any]] = list if last == ANY_INDEX else dict
+            shape: type = list if last == ANY_INDEX else dict
             if self._inside.setdefault(above, shape) is not shape:
                 self._refuse(path, f"{above} cannot be both an object and an array")
         rules = {path: self._rules(path, written) for path, written in self._paths.items()}
@@ -144,7 +145,7 @@ class _Reader:
             self._check_place(path, first, rules)
         return LabelSet(
             digest=hashlib.sha256(self._text.encode("utf-8")).digest(),
-            rules={tuple(path.split("/")[1:]): of_path for path, of_path in rules.items()},
+            rules=MappingProxyType(rules),
         )
 
     def _check_place(self, path: str, rule: LabelRule, rules: Mapping[str, tuple[LabelRule, ...]]) -> None:
@@ -152,17 +153,14 @@ class _Reader:
         if above:
             if above not in rules:
                 self._refuse(path, f"{above} has no rule")
-            outer = rules[above][0].kind
-            if outer is Kind.ELEMENT:
-                self._refuse(path, f"{above} is an element: nothing inside it has a label of its own")
-            if rule.kind is Kind.PLAIN and outer is not Kind.PLAIN:
+            if rule.kind is Kind.PLAIN and rules[above][0].kind is not Kind.PLAIN:
                 self._refuse(path, f"plain inside {above}, which is not")
         if rule.kind is Kind.CONTAINER and rule.inside is None:
             self._refuse(path, "a container with nothing in it")
         if rule.kind is Kind.PLAIN and rule.inside is list:
             self._refuse(path, "an array cannot be plain and have elements")
         if rule.kind is Kind.ELEMENT and rule.inside is not None:
-            self._refuse(path, "an element with rules inside it")
+            self._refuse(path, "an element is hidden as one: nothing inside it has a label of its own")
 
     def _rules(self, path: str, written: Any) -> tuple[LabelRule, ...]:
         several = written if isinstance(written, list) else [written]
@@ -209,7 +207,7 @@ class _Reader:
         spelled = {"with": written} if isinstance(written, str) else written
         data = yamltext.mapping(spelled, f"{self._place(path)}: generalise", required=("with",), optional=("value",))
         name = data["with"]
-        if name not in GENERALISERS:
+        if not isinstance(name, str) or name not in GENERALISERS:
             self._refuse(path, f"unknown generaliser (known: {', '.join(sorted(GENERALISERS))})")
         if ("value" in data) is not (name in NEEDS_PARAMETER):
             self._refuse(path, f"{name} {'needs a value' if name in NEEDS_PARAMETER else 'takes no value'}")

@@ -6,8 +6,8 @@
    general already, and one disclosure is both forms (`federation.elements` tells by the same comparison).
 3. An analyst may raise one element of one advisory. The raised category is added to those of the label file, never put
    in their place: a permit must cover all categories of an element and a forbid any, so adding can only narrow.
-4. Raised categories travel inside the signed core, so that receivers and relays know them: member `labels` maps the digest
-   of each form of the element to its category, each a disclosure of its own that goes with the element
+4. Raised categories travel inside the signed core, so that receivers and relays know them: member `labels` maps the
+   digest of each form of the element to its category, each entry a disclosure of its own that goes with the element
    (`federation.elements.selection`). `labels` always stands there with at least four digests, so that its presence
    tells nothing. A relay that drops an entry breaks its agreement and cannot be caught by the core alone.
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from federation import csaf, handling, sdjwt
 from federation.elements import elements, selection
-from federation.errors import HeldError, MalformedError, UsageError
+from federation.errors import HeldError, UsageError
 from federation.labels import LabelSet
 from federation.limits import MAX_ENTRY_BYTES
 from federation.marking import issue_claims
@@ -32,7 +32,7 @@ from federation.model import (
     Presentation,
     Rule,
 )
-from federation.policy.guard import demote, search, withheld
+from federation.policy.guard import Withheld, demote, search
 from federation.sdjwt import Node, Salts
 
 CORE_VERSION: Final = 1
@@ -155,18 +155,31 @@ def present(advisory: OwnAdvisory, decision: Decision) -> Presented:
     while True:
         chosen = [(e.element, e.form) for e in decision.elements if e.form is not Form.WITHHELD]
         disclosures = selection(chosen, advisory.nodes)  # (1)
-        opened = sdjwt.process(advisory.payload, disclosures).claims  # (2)
-        narrowed = _narrow_to_valid(decision, opened)  # (3)
+        opened = sdjwt.process(advisory.payload, disclosures)  # (2)
+        narrowed = _narrow_to_valid(decision, opened.claims)  # (3)
         if narrowed is None:
-            secrets = withheld(decision, advisory.nodes)
-            hits = search(opened, advisory.payload, secrets)
-            narrowed = demote(decision, hits) if hits else None  # (4)
+            leaving = {node.path: node.disclosure.value for node in opened.nodes}
+            hits = search(leaving, advisory.payload, _withheld(decision, advisory.nodes))  # (4)
+            narrowed = demote(decision, hits) if hits else None
         if narrowed is None:
             changed = tuple(e.element.path for e in decision.elements if e.form is not start[e.element.path])
             return Presented(Presentation(advisory.core, disclosures), decision, changed)
         if narrowed == decision:
             raise HeldError("what may leave is not valid CSAF, and nothing is left to withhold")
         decision = narrowed
+
+
+def _withheld(decision: Decision, nodes: tuple[Node, ...]) -> tuple[Withheld, ...]:
+    """What the recipient does not get in full, for the guard."""
+    values = {node.digest: node.disclosure.value for node in nodes}
+    found = []
+    for decided in decision.elements:
+        element, digest = decided.element, decided.element.full
+        if decided.form is Form.WITHHELD:
+            digest = element.full or element.generalised
+        if decided.form is not Form.FULL and digest is not None:
+            found.append(Withheld(element.path, element.categories, values[digest]))
+    return tuple(found)
 
 
 def _narrow_to_valid(decision: Decision, opened: JsonObject) -> Decision | None:
@@ -199,10 +212,13 @@ def _with(decision: Decision, forms: Mapping[str, Form]) -> Decision:
     )
 
 
+def open_in_full(advisory: OwnAdvisory) -> JsonObject:
+    """The claims of an advisory with every element in full: the document as its author wrote it."""
+    everything = selection([(element, Form.FULL) for element in advisory.elements], advisory.nodes)
+    return sdjwt.process(advisory.payload, everything).claims
+
+
 def open_as_receiver(presentation: Presentation) -> JsonObject:
-    """The claims that a receiver of `presentation` reads. For showing; the receiver itself verifies first."""
+    """The claims that the receiver of `presentation` reads. For showing: a receiver verifies first."""
     payload = sdjwt.read_header_and_payload(presentation.core).payload
-    try:
-        return sdjwt.process(payload, presentation.disclosures).claims
-    except MalformedError as e:
-        raise HeldError("the selected disclosures do not open together") from e
+    return sdjwt.process(payload, presentation.disclosures).claims

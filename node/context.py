@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from federation.keyring import Card
 from federation.labels import LabelSet
 from federation.model import Country, NodeId
-from federation.policy import RuleBook
+from federation.policy.engine import RuleBook
 from node.keys import Keys
 
 

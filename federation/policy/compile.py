@@ -1,8 +1,8 @@
 """An agreement's clauses as Cedar permits, for one sender and one receiver.
 
-Each clause gives one permit for what it shares in full and one for what may leave generalised; what may leave in full may
-leave generalised too. The same permit lets the sender disclose and the receiver store: both enforce one text. Whether the
-agreement is signed and inside its dates is not asked here (`federation.policy.decide`).
+Each clause gives one permit for what it shares in full and one for what may leave generalised; what may leave in full
+may leave generalised too. The same permit lets the sender disclose and the receiver store: both enforce one text.
+Whether the agreement is signed and inside its dates is not asked here (`federation.policy.decide`).
 """
 
 from collections.abc import Iterable
@@ -55,6 +55,7 @@ def _permit(
     ]
     if storage is not None:  # an empty set is no place at all, and no literal of Cedar either
         conditions.append(f"{_set('Country', storage)}.contains(principal.jurisdiction)" if storage else "false")
+    when = " &&\n  ".join(conditions)
     says = f"Clause {grant.id} shares {', '.join(shared)} {how}."
     return f"""
 @id({_quoted(f"{agreement.id}/{agreement.version}#{grant.id}:{form}")})
@@ -66,7 +67,7 @@ permit (
   resource
 )
 when {{
-  {" &&\n  ".join(conditions)}
+  {when}
 }};
 """
 

@@ -1,4 +1,4 @@
-"""The rule book: law packs, the built-in handling rules, and the way in which Cedar is asked so that every fault denies.
+"""The rule book: law packs, the built-in handling rules, and a way of asking Cedar in which every fault denies.
 
 Cedar by itself fails open: a forbid that errors is skipped, and the answer is Allow. So three sets are asked apart:
 
@@ -6,8 +6,8 @@ Cedar by itself fails open: a forbid that errors is skipped, and the answer is A
     F  every forbid beside one permit for everything: one that fails has matched
     D  duties: one that fails is owed
 
-An action is allowed if and only if G says Allow, and F says Allow without an error (I2, I3). Every fault raises an alarm.
-Answers are remembered per rule book by the permits' digest and the question, which holds every fact.
+An action is allowed if and only if G says Allow, and F says Allow without an error (I2, I3). Every fault raises an
+alarm. Answers are remembered per rule book by the permits' digest and the question, which holds every fact.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 import cedarpy
 
@@ -29,7 +30,10 @@ from federation.policy.packs import Group, LawPack
 from federation.policy.rules import RuleSet, joined, parse
 from federation.policy.schema import schema_text
 
-MAX_REMEMBERED = 20_000  # answers, and as many compiled permit sets at most; about 1 KB each
+MAX_ANSWERS = 20_000  # about 1 KB each
+MAX_PERMIT_SETS = 2_000  # about 10 KB each: pairs of sender and receiver under one agreement
+K = TypeVar("K")
+V = TypeVar("V")
 _ERROR = re.compile(r"error while evaluating policy `([^`]+)`: .*", re.DOTALL)
 _NO_DECISION = Rule("no-decision", "deny by default", "The policy engine gave no decision.")
 
@@ -74,16 +78,16 @@ class RuleBook:
         found = self._permits.get(text)
         if found is None:
             found = parse(text, f"agreement {agreement.id}", "permit")
-            _remember(self._permits, text, found)
+            _remember(self._permits, text, found, MAX_PERMIT_SETS)
         return found
 
     def ask(self, question: Question, permits: RuleSet) -> Answer:
-        """Whether `permits` allow and no forbid objects. Never raises for a fault of the engine: that denies (I2, I3)."""
+        """Whether `permits` allow and no forbid objects. A fault of the engine denies and does not raise (I2, I3)."""
         key = (permits.digest, question)
         answer = self._answers.get(key)
         if answer is None:
             answer = self._ask(question, permits)
-            _remember(self._answers, key, answer)
+            _remember(self._answers, key, answer, MAX_ANSWERS)
         return answer
 
     def ask_control(self, question: ControlQuestion) -> Answer:
@@ -91,7 +95,7 @@ class RuleBook:
         return self._ask(question, self._control)
 
     def owed(self, question: Question) -> Answer:
-        """The duties that say it must be sent: `rules`, those that failed among them; `allowed` says whether there are any."""
+        """The duties that say it must be sent, those that failed among them; `allowed` says whether there are any."""
         if not self.duties.rules:
             return Answer(False, (), ())
         entities, alarms = self._entities(question)
@@ -119,7 +123,7 @@ class RuleBook:
 
 
 def rule_book(packs: Iterable[LawPack], countries: Iterable[Country]) -> RuleBook:
-    """The rule book of these law packs and the built-in handling rules; `countries` are the ISO 3166-1 codes that exist.
+    """The rule book of these law packs and the handling rules; `countries` are the ISO 3166-1 codes that exist.
 
     Raises PolicyError if two packs give one name to different groups or safeguards, or one id to two rules.
     """
@@ -164,8 +168,8 @@ def _reply(question: Question | ControlQuestion, rules: RuleSet, entities: cedar
     )
 
 
-def _remember[K, V](memory: dict[K, V], key: K, value: V) -> None:
-    """Adds to a bounded memory; the oldest goes first."""
-    if len(memory) >= MAX_REMEMBERED:
-        memory.pop(next(iter(memory)), None)
+def _remember(memory: dict[K, V], key: K, value: V, most: int) -> None:
+    """Adds to a bounded memory. A full one is emptied: one step, so that threads need no lock."""
+    if len(memory) >= most:
+        memory.clear()
     memory[key] = value

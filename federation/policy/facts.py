@@ -122,7 +122,9 @@ def place(country: Country, groups: Mapping[str, Group], now: datetime) -> Place
     return Place(
         country,
         frozenset(
-            name for name, group in groups.items() if any(m.country == country and m.holds_at(now) for m in group.members)
+            name
+            for name, group in groups.items()
+            if any(m.country == country and m.holds_at(now) for m in group.members)
         ),
     )
 

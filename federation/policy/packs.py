@@ -1,8 +1,9 @@
 """Law packs: one jurisdiction's rules and the dated lists they speak of, read strictly from YAML.
 
-A pack says whose law it is, where that was read and on which day, and whether anybody checked it against the primary text
-(`status`). Its `rules` are forbids and its `duties` permits; `groups` are lists of countries with the first and last day of
-each membership, both inclusive, in UTC. Reading files, and knowing which countries exist, is for the caller.
+A pack says whose law it is, where that was read and on which day, and whether anybody checked it against the primary
+text (`status`). Its `rules` are forbids and its `duties` permits; `groups` are lists of countries with the first and
+last day of each membership, both inclusive, in UTC. Reading files, and knowing which countries exist, is for the
+caller.
 """
 
 import re
@@ -53,7 +54,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LawPack:
-    """One jurisdiction's rules. `jurisdiction` is None for law above countries; `safeguards` maps names to sentences."""
+    """One jurisdiction's rules. `jurisdiction` is None for law above countries; `safeguards` name their meaning."""
 
     id: str
     version: int
@@ -87,9 +88,7 @@ def load_pack(text: str, where: str, countries: Iterable[Country]) -> LawPack:
         }
     except UsageError as e:
         raise PolicyError(str(e)) from e
-    safeguards = {
-        name: _text(says, f"{where}: safeguard {name}") for name, says in _several(data, "safeguards", where)
-    }
+    safeguards = {name: _text(says, f"{where}: safeguard {name}") for name, says in _several(data, "safeguards", where)}
     try:
         schema = cedarpy.Schema.from_str(schema_text(known, groups, safeguards))
     except PolicyError as e:

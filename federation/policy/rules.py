@@ -1,7 +1,7 @@
 """Cedar text becomes rules that can be asked and that can explain themselves.
 
-`parse` reads rules and gives them their `@id` as policy id. `load` is `parse` for text that people write, with everything
-checked that Cedar's own validator lets pass: a rule that could fail when asked, or that could never match.
+`parse` reads rules and gives them their `@id` as policy id. `load` is `parse` for text that people write, with
+everything checked that Cedar's own validator lets pass: a rule that could fail when asked, or that could never match.
 """
 
 import hashlib
@@ -65,8 +65,8 @@ def parse(text: str, where: str, effect: Literal["permit", "forbid"]) -> RuleSet
 def load(text: str, where: str, effect: Literal["permit", "forbid"], schema: cedarpy.Schema) -> RuleSet:
     """`parse`, then everything that keeps a rule from failing or from silently never matching.
 
-    Raises PolicyError naming `where` and the rule: (6) Cedar's strict validation, (7) only expressions that cannot fail,
-    (8) no comparison of two different kinds of thing.
+    Raises PolicyError naming `where` and the rule: (6) Cedar's strict validation, (7) only expressions that cannot
+    fail, (8) no comparison of two different kinds of thing.
     """
     rules = parse(text, where, effect)
     _validate(str(rules.policies), where, schema)  # (6)
@@ -146,19 +146,18 @@ def _check_total(expression: object, place: str) -> None:
     No arithmetic (it overflows), no extension functions (no fact has such a type), no `has`, `is`, `in` or `like` (a
     misspelling never matches), no literal true or false, no attributes but those of principal, resource and context.
     """
+    what = type(expression).__name__
     match expression:
-        case pst.UnaryOp(op=op):
-            allowed = op in _UNARY
-        case pst.BinaryOp(op=op):
-            allowed = op in _BINARY
+        case pst.UnaryOp(op=unary):
+            what, allowed = unary, unary in _UNARY
+        case pst.BinaryOp(op=binary):
+            what, allowed = binary, binary in _BINARY
         case pst.GetAttr(base=base):
-            op, allowed = "member of something not in the question", isinstance(base, pst.Var)
-        case pst.Var() | pst.EntityLit() | pst.Set() | pst.IfThenElse():
-            return
+            allowed = isinstance(base, pst.Var)
         case _:
-            op, allowed = type(expression).__name__, False
+            allowed = isinstance(expression, pst.Var | pst.EntityLit | pst.Set | pst.IfThenElse)
     if not allowed:
-        raise PolicyError(f"{place}: {op} is not allowed: it could fail, or never match, when the rule is asked")
+        raise PolicyError(f"{place}: {what} is not allowed: it could fail, or never match, when the rule is asked")
 
 
 def _as_sets(expr: pst.Expr) -> pst.Expr:

@@ -1,9 +1,9 @@
 """The one Cedar schema that every rule is validated against.
 
-Built from the closed enums of `federation.model` and the names that the loaded law packs bring. Everything that a rule can
-name is an enumerated entity, so that a misspelling fails when the rule is loaded. No attribute is optional and none is a
-number, a text or an instant: a rule that passes validation has nothing left that can fail while it is evaluated. Time
-arrives as booleans (`federation.policy.facts`); there is no clock here.
+Built from the closed enums of `federation.model` and the names that the loaded law packs bring. Everything that a
+rule can name is an enumerated entity, so that a misspelling fails when the rule is loaded. No attribute is optional
+and none is a number, a text or an instant: a rule that passes validation has nothing left that can fail while it is
+evaluated. Time arrives as booleans (`federation.policy.facts`); there is no clock here.
 """
 
 import re
@@ -75,7 +75,9 @@ def schema_text(countries: Iterable[Country], groups: Iterable[str] = (), safegu
     groups, safeguards = sorted(set(groups)), sorted(set(safeguards))
     for name in (*groups, *safeguards):
         if not _NAME.fullmatch(name) or name == _NOBODY:
-            raise PolicyError(f"group or safeguard {name!r}: expected lower-case letters, digits and dashes, not 'none'")
+            raise PolicyError(
+                f"group or safeguard {name!r}: expected lower-case letters, digits and dashes, not 'none'"
+            )
     kinds: dict[str, Iterable[str]] = {
         "Category": Category,
         "Form": (Form.FULL, Form.GENERALISED),  # nobody asks whether something may be withheld

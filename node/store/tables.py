@@ -172,7 +172,6 @@ in_feeds = Table(
     Column("head", LargeBinary, nullable=False),
     Column("largest", Integer, nullable=False),
     Column("pending", JSON, nullable=False),  # [seq, leaf hash in hex, erased by]
-    Column("receipt", LargeBinary, nullable=False),
     Column("frozen", String, nullable=True),  # the code of the error that froze it
     Column("evidence", LargeBinary, nullable=True),
     Column("contact_at", UtcDateTime, nullable=True),

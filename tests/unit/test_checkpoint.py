@@ -194,8 +194,15 @@ def test_cosigning_is_refused_where_the_result_would_be() -> None:
 
 @pytest.mark.parametrize(
     ("origin", "size", "root"),
-    [("", 0, bytes(32)), ("a b", 0, bytes(32)), ("a\nb", 0, bytes(32)), ("a", -1, bytes(32)), ("a", 1 << 63, bytes(32))]
-    + [("a", 0, bytes(31)), ("a", 0, b"")],
+    [
+        ("", 0, bytes(32)),
+        ("a b", 0, bytes(32)),
+        ("a\nb", 0, bytes(32)),
+        ("a", -1, bytes(32)),
+        ("a", 1 << 63, bytes(32)),
+        ("a", 0, bytes(31)),
+        ("a", 0, b""),
+    ],
 )
 def test_a_checkpoint_checks_itself(origin: str, size: int, root: bytes) -> None:
     with pytest.raises(MalformedError):

@@ -1,0 +1,195 @@
+"""The way in: from an entry whose place in the feed is proved to an advisory that may be kept.
+
+    PageEntry.envelope --open_delivery--> Opened --read_advisory--> Advisory --admit--> Admitted
+
+Each function takes only the type that the one before makes, so nothing unverified can be read. Whether CSAF is valid is
+checked by its author, never here. Proving the page comes before (`federation.feed`), committing after (`node.sync`).
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from federation import handling, sdjwt
+from federation.agreement import Agreement
+from federation.elements import elements
+from federation.entries import Delivery
+from federation.errors import HandlingError, MalformedError, NotAdmittedError, TermsError
+from federation.keyring import Keyring
+from federation.labels import LabelSet
+from federation.limits import MAX_CLOCK_SKEW_S
+from federation.model import (
+    Category,
+    Country,
+    Element,
+    Form,
+    Handling,
+    JsonObject,
+    NodeId,
+    Role,
+    Rule,
+    Terms,
+    node_id,
+)
+from federation.policy.decide import may_store
+from federation.policy.engine import RuleBook
+from federation.sdjwt import Verified
+
+_PLAIN: Final = frozenset(("v", "iss", "jti", "iat", "_sd_alg", "handling", "csaf", "labels"))
+_OPTIONAL: Final = frozenset(("ai", "_sd"))
+_REVISION = re.compile(r"[1-9][0-9]{0,8}")
+_LARGEST_IAT = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The origin's signature holds over the core, and every disclosure belongs to it."""
+
+    origin: NodeId
+    core_digest: bytes
+    verified: Verified
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Advisory:
+    """What an opened core says: its place, its handling, and as much of the document as was disclosed."""
+
+    origin: NodeId
+    name: str
+    revision: int
+    issued_at: datetime
+    handling: Handling
+    csaf: JsonObject
+    ai: JsonObject | None
+    core_digest: bytes
+    elements: tuple[Element, ...]
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An advisory that agreement and law let this node keep, with the rules that decided."""
+
+    advisory: Advisory
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Who receives, and by what it judges. `agreements` are those in force, by digest."""
+
+    me: NodeId
+    country: Country
+    keyring: Keyring
+    labels: LabelSet
+    book: RuleBook
+    agreements: dict[bytes, Agreement]
+
+
+def open_delivery(delivery: Delivery, receiver: Receiver, now: datetime) -> Opened:
+    """The core, verified under its origin's key.
+
+    (1) the core is well formed, its header the one that the profile allows; (2) its origin has an enrolled card and the
+    key, looked up by origin, role and key id together, is valid now; (3) signature and every disclosure (RFC 9901 7.1).
+    Raises MalformedError, UnknownOriginError, KeyringError or SignatureError.
+    """
+    core = sdjwt.read_header_and_payload(delivery.presentation.core)  # (1)
+    origin = node_id(core.iss)
+    key = receiver.keyring.key(origin, Role.ISSUE, core.kid, now)  # (2)
+    verified = sdjwt.verify(core, delivery.presentation.disclosures, public_key=key)  # (3)
+    return Opened(origin, hashlib.sha256(core.core).digest(), verified, delivery.terms)
+
+
+def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
+    """The meaning of a core whose signature holds.
+
+    (1) exactly the members of this version, always plain; (2) `jti` is the origin, the document's tracking id and a
+    revision; (3) `iat` is not in our future; (4) handling is whole and known (I6).
+    Raises MalformedError or HandlingError.
+    """
+    payload, claims = opened.verified.payload, opened.verified.claims
+    members = payload.keys()
+    if not members >= _PLAIN or members - _PLAIN - _OPTIONAL or payload["v"] != 1 or claims.keys() - _PLAIN - {"ai"}:
+        raise MalformedError("core: members missing, unknown or of another version")  # (1)
+    name, revision = _name_and_revision(payload, opened.origin)  # (2)
+    issued_at = payload["iat"]
+    if not isinstance(issued_at, int) or isinstance(issued_at, bool) or not 0 < issued_at < _LARGEST_IAT:
+        raise MalformedError("core: iat is no instant")
+    moment = datetime.fromtimestamp(issued_at, UTC)
+    if moment > now + timedelta(seconds=MAX_CLOCK_SKEW_S):  # (3)
+        raise MalformedError("core: issued in our future: one of the clocks is wrong")
+    if not isinstance(payload["handling"], dict):
+        raise HandlingError("handling: missing")
+    return Advisory(
+        origin=opened.origin,
+        name=name,
+        revision=revision,
+        issued_at=moment,
+        handling=handling.read(payload["handling"]),  # (4)
+        csaf=claims["csaf"],
+        ai=claims.get("ai"),
+        core_digest=opened.core_digest,
+        elements=elements(payload, opened.verified.nodes, labels),
+        terms=opened.terms,
+    )
+
+
+def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime) -> Admitted:
+    """Whether this node may keep an advisory that `sender` delivered.
+
+    (1) the sender is the origin; (2) the terms name an agreement that is in force, and (3) are no wider than it and the
+    signed handling; (4) the storage that handling and terms allow includes this country; (5) the agreement's permits and
+    our own law let us store what arrived. Raises NotAdmittedError or TermsError.
+    """
+    if advisory.origin != sender:  # (1)
+        raise NotAdmittedError(f"{sender} delivers an advisory of {advisory.origin}: relaying is not agreed")
+    agreement = receiver.agreements.get(advisory.terms.agreement_digest)
+    if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):  # (2)
+        raise NotAdmittedError("the terms name no agreement that is in force between us")
+    handling.check_terms(advisory.terms, advisory.handling, agreement, advisory.core_digest, receiver.me, now)  # (3)
+    if advisory.terms.storage is not None and receiver.country not in advisory.terms.storage:  # (4)
+        raise TermsError("terms: storage in this country is not allowed")
+    if advisory.terms.retain_until is not None and advisory.terms.retain_until <= now:
+        raise TermsError("terms: the retention has ended already")
+    rules = may_store(  # (5)
+        _categories_by_form(advisory.elements),
+        advisory.handling,
+        advisory.origin,
+        sender,
+        receiver.me,
+        receiver.country,
+        agreement,
+        receiver.book,
+        now,
+    )
+    return Admitted(advisory, rules)
+
+
+def _categories_by_form(arrived: Sequence[Element]) -> dict[Form, frozenset[Category]]:
+    """The categories of everything that arrived in each form; an element without a category is refused (I2)."""
+    found: dict[Form, frozenset[Category]] = {}
+    for element in arrived:
+        if not element.categories:
+            raise NotAdmittedError(f"{element.path} has no label, so nothing permits keeping it")
+        form = Form.FULL if element.full is not None else Form.GENERALISED
+        found[form] = found.get(form, frozenset()) | element.categories
+    return found
+
+
+def _name_and_revision(payload: JsonObject, origin: NodeId) -> tuple[str, int]:
+    """The tracking id and our revision; the tracking id of a CSAF document is always plain."""
+    csaf = payload["csaf"]
+    document = csaf.get("document") if isinstance(csaf, dict) else None
+    tracking = document.get("tracking") if isinstance(document, dict) else None
+    name = tracking.get("id") if isinstance(tracking, dict) else None
+    jti = payload["jti"]
+    if not isinstance(name, str) or not name or not isinstance(jti, str):
+        raise MalformedError("core: no tracking id, or no jti")
+    revision = jti.rpartition("/")[2]
+    if not _REVISION.fullmatch(revision) or jti != f"{origin}/{name}/{revision}":
+        raise MalformedError("core: jti is not origin, tracking id and revision")
+    return name, int(revision)

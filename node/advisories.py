@@ -1,0 +1,281 @@
+"""This node's own advisories: drafting and importing, raising labels, signing.
+
+A draft is checked when it comes in (valid CSAF, handling that makes sense) and can still be changed; issuing signs it once
+and keeps the core with every disclosure (I5). What is imported may be a CSAF document, or a file of ours that holds one with its
+AI part, labels and handling. Importing the same file twice changes nothing, so an interrupted import is simply repeated.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from federation import csaf, handling, outbound, strictjson
+from federation.errors import HandlingError, MalformedError, NotFoundError, UsageError
+from federation.limits import MAX_DOCUMENT_BYTES
+from federation.marking import mark
+from federation.model import Category, Handling, JsonObject, Onward, Purpose, Role, Tier, Tlp
+from federation.outbound import Draft, OwnAdvisory
+from node.context import Node
+from node.store.database import one_row, read, record, write
+from node.store.tables import advisories
+
+_FILE_MEMBERS = frozenset(("csaf", "ai", "labels", "handling"))
+_HANDLING_MEMBERS = ("tlp", "tier", "purposes", "onward", "embargo_until", "retain_until", "storage", "recipients")
+_DEFAULT_PURPOSES = (Purpose.DETECTION, Purpose.REMEDIATION)
+
+
+class State(StrEnum):
+    """A draft can be changed; an issued revision never."""
+
+    DRAFT = "draft"
+    ISSUED = "issued"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One revision of an advisory, for lists. `key` is the local row."""
+
+    key: int
+    name: str
+    revision: int
+    title: str
+    state: State
+    handling: Handling
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What came of one file. `unlabelled` are paths that no label covers, so that they are never shared."""
+
+    advisory: Summary
+    fresh: bool
+    unlabelled: tuple[str, ...]
+
+
+def import_file(node: Node, data: bytes, what: str, *, tlp: Tlp | None) -> Imported:
+    """A draft from the bytes of a file. `tlp` is for documents that bring none; it must not contradict one that does.
+
+    Raises MalformedError (with the CSAF tests that failed), HandlingError or UsageError; then nothing is kept.
+    """
+    content = strictjson.decode_object(data, max_bytes=MAX_DOCUMENT_BYTES, what=what)
+    document, ai, raised, given = _split(content, what)
+    csaf.check(document)
+    draft = Draft(
+        origin=node.id,
+        name=outbound.tracking_name(document),
+        revision=1,
+        issued_at=node.clock(),
+        handling=_handling(node, given, document, tlp, what),
+        csaf=document,
+        ai=ai,
+        raised=raised,
+    )
+    return keep_draft(node, draft, hashlib.sha256(data).digest(), case=None)
+
+
+def keep_draft(node: Node, draft: Draft, source_digest: bytes, *, case: str | None) -> Imported:
+    """Stores a draft, unless the very same is held. Raises UsageError when its name is taken by something else."""
+    outbound.check_draft(draft)
+    unlabelled = mark(draft.csaf, draft.ai, node.labels, draft.raised).unlabelled
+    now = node.clock()
+    with write(node.engine) as tx:
+        row = tx.execute(select(advisories).where(advisories.c.name == draft.name)).one_or_none()
+        if row is not None:
+            if row.source_digest != source_digest:
+                raise UsageError(f"{draft.name} is here already, with other content; nothing was changed")
+            return Imported(_summary(row), False, unlabelled)
+        tx.execute(
+            insert(advisories).values(
+                name=draft.name,
+                revision=draft.revision,
+                case_name=case,
+                title=_title(draft.csaf),
+                handling=handling.write(draft.handling),
+                draft={"csaf": draft.csaf, "ai": draft.ai, "raised": {k: v.value for k, v in draft.raised.items()}},
+                source_digest=source_digest,
+                created_at=now,
+                created_by=node.actor,
+            )
+        )
+        record(tx, at=now, by=node.actor, act="advisory.draft", subject=draft.name)
+        return Imported(_summary(_row(tx, draft.name)), True, unlabelled)
+
+
+def label(node: Node, name: str, pointer: str, category: Category) -> None:
+    """Raises the category of one element of a draft. Raises PolicyError for a pointer that names none, UsageError if issued."""
+    with write(node.engine) as tx:
+        row = _row(tx, name)
+        if row.draft is None:
+            raise UsageError(f"{name} is signed already; labels are part of what was signed")
+        raised = _categories(row.draft["raised"]) | {pointer: category}
+        mark(row.draft["csaf"], row.draft["ai"], node.labels, raised)
+        changed = {**row.draft, "raised": {k: v.value for k, v in raised.items()}}
+        tx.execute(update(advisories).where(advisories.c.id == row.id).values(draft=changed))
+        record(tx, at=node.clock(), by=node.actor, act="advisory.label", subject=name, detail=f"{pointer} {category}")
+
+
+def own_advisory(node: Node, name: str, tx: Connection | None = None) -> tuple[Summary, OwnAdvisory]:
+    """The advisory with everything that can be chosen from it; a draft is signed provisionally, for previews, and not kept.
+
+    Raises NotFoundError.
+    """
+    if tx is None:
+        with read(node.engine) as own:
+            return own_advisory(node, name, own)
+    row = _row(tx, name)
+    if row.core is not None:
+        return _summary(row), outbound.reopen(row.core, unpack(row.disclosures), node.labels)
+    issued = outbound.issue(_draft(node, row), node.labels, kid="preview", sign=lambda _: bytes(64), entropy=node.entropy)
+    return _summary(row), outbound.reopen(issued.core, issued.disclosures, node.labels)
+
+
+def issue(node: Node, tx: Connection, name: str) -> tuple[Summary, OwnAdvisory]:
+    """The signed advisory: signed now if it was a draft. Raises NotFoundError and whatever `outbound.issue` raises."""
+    row = _row(tx, name)
+    if row.core is None:
+        signer = node.keys.signer(Role.ISSUE, node.card, node.clock())
+        draft = _draft(node, row)
+        issued = outbound.issue(draft, node.labels, kid=signer.kid, sign=signer.sign, entropy=node.entropy)
+        own = outbound.reopen(issued.core, issued.disclosures, node.labels)
+        changed = tx.execute(
+            update(advisories)
+            .where(advisories.c.id == row.id, advisories.c.core.is_(None))
+            .values(
+                draft=None,
+                core=issued.core,
+                core_digest=own.core_digest,
+                disclosures=pack(issued.disclosures),
+                issued_at=draft.issued_at,
+            )
+        )
+        one_row(changed.rowcount, name)
+        record(tx, at=draft.issued_at, by=node.actor, act="advisory.issue", subject=name, detail="revision 1")
+        return _summary(_row(tx, name)), own
+    return own_advisory(node, name, tx)
+
+
+def by_key(node: Node, tx: Connection, key: int) -> OwnAdvisory:
+    """An issued advisory by its local row, for checks at serving."""
+    row = tx.execute(select(advisories.c.core, advisories.c.disclosures).where(advisories.c.id == key)).one()
+    return outbound.reopen(row.core, unpack(row.disclosures), node.labels)
+
+
+def content(node: Node, name: str) -> tuple[Summary, JsonObject, JsonObject | None]:
+    """The whole document and its AI part, as this node knows them. Raises NotFoundError."""
+    with read(node.engine) as tx:
+        row = _row(tx, name)
+        if row.draft is not None:
+            return _summary(row), row.draft["csaf"], row.draft["ai"]
+        _, own = own_advisory(node, name, tx)
+    claims = outbound.open_in_full(own)
+    return _summary(row), claims["csaf"], claims.get("ai")
+
+
+def all_advisories(node: Node) -> tuple[Summary, ...]:
+    """Every advisory of this node, by name."""
+    with read(node.engine) as tx:
+        return tuple(_summary(row) for row in tx.execute(select(advisories).order_by(advisories.c.name)).all())
+
+
+def pack(disclosures: tuple[bytes, ...]) -> bytes:
+    """Disclosures as one value of the database: each is JSON, so a line feed between them is no part of any."""
+    return b"\n".join(disclosures)
+
+
+def unpack(packed: bytes) -> tuple[bytes, ...]:
+    """The inverse of `pack`."""
+    return tuple(packed.split(b"\n")) if packed else ()
+
+
+def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | None, dict[str, Category], JsonObject | None]:
+    """CSAF, AI part, raised labels and handling of a file: one of ours, or a CSAF document by itself."""
+    if "csaf" not in content:
+        return content, None, {}, None
+    unknown = sorted(content.keys() - _FILE_MEMBERS)
+    document, ai, labels, given = (content.get(member) for member in ("csaf", "ai", "labels", "handling"))
+    if unknown:
+        raise UsageError(f"{what}: unknown member {', '.join(unknown)}; there may be csaf, ai, labels, handling")
+    if not isinstance(document, dict) or not all(part is None or isinstance(part, dict) for part in (ai, labels, given)):
+        raise MalformedError(f"{what}: csaf, ai, labels and handling must be objects")
+    try:
+        return document, ai, _categories(labels or {}), given
+    except ValueError as e:
+        raise UsageError(f"{what}: labels: there is no such category; see: apostille advisory label --help") from e
+
+
+def _handling(node: Node, given: JsonObject | None, document: JsonObject, tlp: Tlp | None, what: str) -> Handling:
+    """The handling that a file brings, completed by what its TLP label says."""
+    label_text = csaf.tlp_label(document)
+    from_label = csaf.tlp_from_label(label_text) if label_text is not None else None
+    given = given or {}
+    unknown = sorted(given.keys() - set(_HANDLING_MEMBERS))
+    if unknown:
+        raise UsageError(f"{what}: handling: unknown member {', '.join(unknown)}; known: {', '.join(_HANDLING_MEMBERS)}")
+    chosen = tlp.value if tlp is not None else given.get("tlp", from_label.value if from_label else None)
+    if chosen is None:
+        raise UsageError(f"{what}: it carries no TLP label; say which with --tlp, such as --tlp AMBER")
+    members = {
+        "tlp": chosen,
+        "home": node.jurisdiction,
+        "storage": given.get("storage"),
+        "onward": given.get("onward", Onward.NONE.value),
+        "purposes": sorted(given.get("purposes", _DEFAULT_PURPOSES)),
+        "retain_until": given.get("retain_until"),
+        "embargo_until": given.get("embargo_until"),
+        "tier": given.get("tier", Tier.STANDARD.value),
+        "recipients": given.get("recipients"),
+    }
+    for listed in ("storage", "recipients"):
+        if isinstance(members[listed], list):
+            members[listed] = sorted(members[listed])
+    try:
+        return handling.read(members)
+    except HandlingError as e:
+        raise UsageError(f"{what}: {e}") from e
+
+
+def _draft(node: Node, row: Row[Any]) -> Draft:
+    return Draft(
+        origin=node.id,
+        name=row.name,
+        revision=row.revision,
+        issued_at=node.clock(),
+        handling=handling.read(row.handling),
+        csaf=row.draft["csaf"],
+        ai=row.draft["ai"],
+        raised=_categories(row.draft["raised"]),
+    )
+
+
+def _row(tx: Connection, name: str) -> Row[Any]:
+    row = tx.execute(select(advisories).where(advisories.c.name == name)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no advisory is called {name}; see: apostille advisory list")
+    return row
+
+
+def _summary(row: Row[Any]) -> Summary:
+    return Summary(
+        key=row.id,
+        name=row.name,
+        revision=row.revision,
+        title=row.title,
+        state=State.DRAFT if row.core is None else State.ISSUED,
+        handling=handling.read(row.handling),
+        created_at=row.created_at,
+    )
+
+
+def _categories(labels: Mapping[str, str]) -> dict[str, Category]:
+    return {pointer: Category(category) for pointer, category in labels.items()}
+
+
+def _title(document: JsonObject) -> str:
+    title: str = document["document"]["title"]
+    return title

@@ -1,0 +1,182 @@
+"""Sharing agreements at this node: proposing, countersigning, and which ones are in force.
+
+A proposal travels to every other party through the feeds, as control traffic; each party signs with its `issue` key; the
+proposer relays all signatures. Files carry the same bytes. Signatures are only ever added: what is received is merged
+with what is held, after every signature was verified.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select, update
+
+from federation import agreement as terms
+from federation import jws
+from federation.agreement import Agreement
+from federation.entries import AgreementOffer
+from federation.errors import NotFoundError, UsageError
+from federation.limits import MAX_CONTROL_BYTES
+from federation.model import NodeId, Role, node_id
+from node.context import Node
+from node.feeds import append
+from node.peers import keyring
+from node.store.database import read, record, write
+from node.store.tables import agreements, peers
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An agreement as this node holds it, with the parties whose signatures it has verified."""
+
+    agreement: Agreement
+    signed_by: frozenset[NodeId]
+    document: bytes
+
+    @property
+    def missing(self) -> tuple[NodeId, ...]:
+        """The parties that have not signed."""
+        return tuple(party for party in self.agreement.parties if party not in self.signed_by)
+
+    def state(self, now: datetime) -> str:
+        """`proposed`, `pending` (signed, not begun), `in force` or `expired`."""
+        if self.missing:
+            return "proposed"
+        if now < self.agreement.valid_from:
+            return "pending"
+        return "in force" if self.agreement.in_dates(now) else "expired"
+
+
+def propose(node: Node, text: str, where: str) -> Held:
+    """Signs the terms in `text` and offers them to every other party that is enrolled. Raises UsageError."""
+    agreement = terms.from_yaml(text, where)
+    if node.id not in agreement.parties:
+        raise UsageError(f"{where}: {node.id} is no party to it: {', '.join(agreement.parties)}")
+    if node.clock() >= agreement.valid_until:
+        raise UsageError(f"{where}: it ended on {agreement.valid_until:%Y-%m-%d}; write new dates")
+    with write(node.engine) as tx:
+        unknown = sorted({*agreement.parties} - keyring(node, tx).cards.keys())
+        if unknown:
+            raise UsageError(f"{where}: enrol {', '.join(unknown)} first (apostille peer enrol CARD)")
+        previous = tx.execute(select(agreements.c.version, agreements.c.digest).where(agreements.c.name == agreement.id)).all()
+        if any(row.version >= agreement.version and row.digest != agreement.digest for row in previous):
+            raise UsageError(f"{where}: version {agreement.version} of {agreement.id} exists already with other terms")
+        if agreement.previous is not None and all(row.digest != agreement.previous for row in previous):
+            raise UsageError(f"{where}: previous names no version of {agreement.id} that is held here")
+        document = jws.SignedDocument(agreement.canonical, (_sign(node, agreement),))
+        return _store_and_offer(node, tx, jws.serialise(document), act="agreement.propose")
+
+
+def countersign(node: Node, reference: str) -> Held:
+    """Adds this node's signature to a proposal that is held, named by id or digest. Raises NotFoundError, UsageError."""
+    with write(node.engine) as tx:
+        held = _find(node, tx, reference)
+        if node.id in held.signed_by:
+            raise UsageError(f"{held.agreement.id} version {held.agreement.version} is signed by this node already")
+        document = jws.with_signature(
+            jws.parse(held.document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE), _sign(node, held.agreement)
+        )
+        return _store_and_offer(node, tx, jws.serialise(document), act="agreement.countersign")
+
+
+def receive(node: Node, tx: Connection, document: bytes) -> Held:
+    """Takes in an agreement from a peer or a file: verifies every signature, keeps the union of the signatures.
+
+    When that taught us a signature, every other party is offered the union. Raises RemoteError.
+    """
+    return _store_and_offer(node, tx, document, act="agreement.receive")
+
+
+def receive_file(node: Node, document: bytes) -> Held:
+    """The same for a document that came as a file."""
+    with write(node.engine) as tx:
+        return receive(node, tx, document)
+
+
+def all_held(node: Node) -> tuple[Held, ...]:
+    """Every agreement, the newest version of each first."""
+    with read(node.engine) as tx:
+        rows = tx.execute(select(agreements.c.document).order_by(agreements.c.name, agreements.c.version.desc())).scalars()
+        return tuple(_open(node, tx, document) for document in rows.all())
+
+
+def find(node: Node, reference: str) -> Held:
+    """The agreement of that id (its newest version) or digest. Raises NotFoundError."""
+    with read(node.engine) as tx:
+        return _find(node, tx, reference)
+
+
+def in_force(tx: Connection, now: datetime) -> dict[bytes, Agreement]:
+    """The agreements that every party signed and whose dates include `now`, by digest; of each only the newest version.
+
+    The signatures were verified when they were stored.
+    """
+    newest: dict[str, Agreement] = {}
+    rows = tx.execute(
+        select(agreements.c.document).where(agreements.c.complete == 1).order_by(agreements.c.version)
+    ).scalars()
+    for document in rows.all():
+        payload = jws.parse(document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE).payload
+        agreement = terms.from_canonical(payload)
+        if agreement.in_dates(now):
+            newest[agreement.id] = agreement
+    return {agreement.digest: agreement for agreement in newest.values()}
+
+
+def between(held: dict[bytes, Agreement], sender: NodeId, receiver: NodeId) -> Agreement | None:
+    """The agreement in force under which `sender` shares with `receiver`; of several, the first by id."""
+    covering = sorted((a for a in held.values() if a.covers(sender, receiver)), key=lambda a: a.id)
+    return covering[0] if covering else None
+
+
+def _store_and_offer(node: Node, tx: Connection, received: bytes, *, act: str) -> Held:
+    new = _open(node, tx, received)
+    agreement = new.agreement
+    row = tx.execute(select(agreements).where(agreements.c.digest == agreement.digest)).one_or_none()
+    if row is not None:
+        old = _open(node, tx, row.document)
+        if new.signed_by <= old.signed_by:
+            return old
+        new = _union(node, tx, old, new)
+    now = node.clock()
+    values = {"document": new.document, "complete": int(not new.missing), "updated_at": now}
+    if row is None:
+        names = {"digest": agreement.digest, "name": agreement.id, "version": agreement.version}
+        tx.execute(insert(agreements).values(**names, **values))
+    else:
+        tx.execute(update(agreements).where(agreements.c.digest == agreement.digest).values(**values))
+    record(tx, at=now, by=node.actor, act=act, subject=agreement.id, detail=f"version {agreement.version}")
+    enrolled = set(tx.execute(select(peers.c.node).where(peers.c.trusted == 1)).scalars().all())
+    for party in agreement.parties:
+        if party != node.id and party in enrolled:
+            append(node, tx, party, AgreementOffer(new.document))
+    return new
+
+
+def _union(node: Node, tx: Connection, old: Held, new: Held) -> Held:
+    document = jws.parse(old.document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE)
+    have = {signature.kid for signature in document.signatures}
+    for signature in jws.parse(new.document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE).signatures:
+        if signature.kid not in have and node_id(signature.kid.partition("/")[0]) not in old.signed_by:
+            document = jws.with_signature(document, signature)
+    return _open(node, tx, jws.serialise(document))
+
+
+def _open(node: Node, tx: Connection, document: bytes) -> Held:
+    ring, now = keyring(node, tx), node.clock()
+    agreement, signed_by, _ = terms.open_signed(
+        document, lambda party, kid: ring.key(party, Role.ISSUE, kid.partition("/")[2], now)
+    )
+    return Held(agreement, signed_by, document)
+
+
+def _find(node: Node, tx: Connection, reference: str) -> Held:
+    rows = tx.execute(select(agreements).order_by(agreements.c.version.desc())).all()
+    for row in rows:
+        if row.name == reference or (len(reference) >= 8 and row.digest.hex().startswith(reference)):
+            return _open(node, tx, row.document)
+    raise NotFoundError(f"no agreement is called {reference}; see: apostille agreement list")
+
+
+def _sign(node: Node, agreement: Agreement) -> jws.Signature:
+    signer = node.keys.signer(Role.ISSUE, node.card, node.clock())
+    return jws.sign(agreement.canonical, terms.JWS_TYPE, f"{node.id}/{signer.kid}", signer.sign)

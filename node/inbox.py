@@ -1,0 +1,169 @@
+"""The inbox: what peers sent and this node may use.
+
+What a peer says is an assertion by that peer, stored with its name (I12); what is shown is read again from the stored bytes.
+Retention is checked at each use against the clock (I11).
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import Connection, insert, or_, select, update
+
+from federation import entries, sdjwt
+from federation.entries import Delivery
+from federation.errors import HeldError, NotFoundError
+from federation.inbound import Advisory
+from federation.model import JsonObject, NodeId, Terms, Tlp
+from node.context import Node
+from node.store.database import read
+from node.store.tables import in_entries, inbox
+
+_UNTITLED = "(no title disclosed)"
+_ANY_STATE = ("current", "superseded", "equivocation")
+
+
+class InboxState(StrEnum):
+    """What may be done with a received revision. Only `current` is worked with."""
+
+    CURRENT = "current"
+    SUPERSEDED = "superseded"
+    EQUIVOCATION = "equivocation"
+    WITHDRAWN = "withdrawn"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One received advisory, for lists."""
+
+    id: int
+    peer: NodeId
+    seq: int
+    origin: NodeId
+    name: str
+    revision: int
+    title: str
+    tlp: Tlp
+    state: InboxState
+    retain_until: datetime | None
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A received advisory as it may be read here. `compact` is the standard SD-JWT of exactly what was disclosed."""
+
+    item: Item
+    core_digest: bytes
+    handling: JsonObject
+    terms: Terms
+    csaf: JsonObject
+    ai: JsonObject | None
+    compact: str
+    disclosures: int
+
+
+def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: datetime) -> InboxState:
+    """Files an admitted advisory and settles which revision is current.
+
+    The same revision with another core is EQUIVOCATION: both are kept, neither is current. A lower revision than the one
+    held is superseded; a new delivery of the same core supersedes the earlier one.
+    """
+    same_name = (inbox.c.origin == advisory.origin) & (inbox.c.name == advisory.name)
+    held = tx.execute(select(inbox).where(same_name, inbox.c.state.in_(_ANY_STATE))).all()
+    state = InboxState.CURRENT
+    if any(row.revision == advisory.revision and row.core_digest != advisory.core_digest for row in held):
+        state = InboxState.EQUIVOCATION
+        tx.execute(update(inbox).where(same_name, inbox.c.revision == advisory.revision).values(state=state))
+    elif any(row.revision > advisory.revision for row in held):
+        state = InboxState.SUPERSEDED
+    else:
+        older = inbox.c.state == InboxState.CURRENT
+        tx.execute(update(inbox).where(same_name, older).values(state=InboxState.SUPERSEDED))
+    tx.execute(
+        insert(inbox).values(
+            peer=peer,
+            seq=seq,
+            origin=advisory.origin,
+            name=advisory.name,
+            revision=advisory.revision,
+            core_digest=advisory.core_digest,
+            title=advisory.csaf.get("document", {}).get("title", _UNTITLED),
+            tlp=advisory.handling.tlp,
+            retain_until=advisory.terms.retain_until,
+            state=state,
+            received_at=now,
+        )
+    )
+    return state
+
+
+def withdraw(tx: Connection, peer: NodeId, seqs: tuple[int, ...]) -> None:
+    """A sender took back its own deliveries: their bytes go, their leaf hashes stay."""
+    tx.execute(
+        update(in_entries)
+        .where(in_entries.c.peer == peer, in_entries.c.seq.in_(seqs))
+        .values(data=None, outcome="withdrawn")
+    )
+    tx.execute(
+        update(inbox).where(inbox.c.peer == peer, inbox.c.seq.in_(seqs)).values(state=InboxState.WITHDRAWN)
+    )
+
+
+def items(node: Node, *, every_state: bool = False) -> tuple[Item, ...]:
+    """What may be used now, newest first; with `every_state`, superseded, withdrawn and disputed ones too."""
+    query = select(inbox).order_by(inbox.c.id.desc())
+    if not every_state:
+        live = or_(inbox.c.retain_until.is_(None), inbox.c.retain_until > node.clock())
+        query = query.where(inbox.c.state == InboxState.CURRENT, live)
+    with read(node.engine) as tx:
+        rows = tx.execute(query).all()
+    return tuple(
+        Item(
+            id=row.id,
+            peer=NodeId(row.peer),
+            seq=row.seq,
+            origin=NodeId(row.origin),
+            name=row.name,
+            revision=row.revision,
+            title=row.title,
+            tlp=Tlp(row.tlp),
+            state=InboxState(row.state),
+            retain_until=row.retain_until,
+            received_at=row.received_at,
+        )
+        for row in rows
+    )
+
+
+def content(node: Node, reference: str) -> Content:
+    """A received advisory by its number or its tracking id. Raises NotFoundError; HeldError once its retention has ended."""
+    found = [item for item in items(node, every_state=True) if reference in (str(item.id), item.name)]
+    found.sort(key=lambda item: item.state is not InboxState.CURRENT)
+    if not found:
+        raise NotFoundError(f"the inbox has no {reference}; see: apostille inbox list")
+    item = found[0]
+    if item.retain_until is not None and item.retain_until <= node.clock():
+        raise HeldError(f"{item.name}: its retention ended on {item.retain_until:%Y-%m-%d}; it may not be used any more")
+    with read(node.engine) as tx:
+        data = tx.execute(
+            select(in_entries.c.data).where(in_entries.c.peer == item.peer, in_entries.c.seq == item.seq)
+        ).scalar_one()
+    if data is None:
+        raise HeldError(f"{item.name}: {item.peer} has withdrawn it")
+    body = entries.read(data).body
+    if not isinstance(body, Delivery):
+        raise NotFoundError(f"{reference} is no advisory")
+    presentation = body.presentation
+    core = sdjwt.read_header_and_payload(presentation.core)
+    claims = sdjwt.process(core.payload, presentation.disclosures).claims
+    return Content(
+        item=item,
+        core_digest=body.terms.core_digest,
+        handling=core.payload["handling"],
+        terms=body.terms,
+        csaf=claims["csaf"],
+        ai=claims.get("ai"),
+        compact=sdjwt.serialise(presentation.core, presentation.disclosures),
+        disclosures=len(presentation.disclosures),
+    )

@@ -1,0 +1,259 @@
+"""Releasing: deciding what each peer gets, appending it to that peer's feed, and the account of it.
+
+A release signs the advisory if it was a draft, decides for each peer under the agreement in force, presents, and appends
+entry and ledger row in one transaction: no disclosure without its row (I14). Serving asks policy again (I11): what may no
+longer go is withdrawn in place of being sent.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from federation import handling
+from federation.agreement import Agreement
+from federation.entries import Delivery, Withdrawal
+from federation.errors import HeldError, TermsError, UsageError
+from federation.keyring import Card
+from federation.model import Decision, Form, NodeId
+from federation.outbound import OwnAdvisory, Presented, present
+from federation.policy.decide import decide
+from node import advisories, feeds
+from node.advisories import Summary
+from node.agreements import in_force
+from node.context import Node
+from node.peers import all_peers, trusted_card
+from node.store.database import read, record, write
+from node.store.tables import advisories as advisory_table
+from node.store.tables import ledger, out_entries, out_feeds
+
+_GAIN = {Form.FULL: 2, Form.GENERALISED: 1, Form.WITHHELD: 0}
+_NO_LONGER_PERMITTED = "no-longer-permitted"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a release comes to for one peer.
+
+    `presented` is None when nothing may leave; `held` says why a person must look; `seq` is the entry's place in the feed,
+    None for a preview or when nothing was appended; `already` tells that the very same was released before.
+    """
+
+    peer: NodeId
+    decision: Decision
+    presented: Presented | None
+    held: str | None
+    seq: int | None
+    already: bool = False
+
+
+def preview(node: Node, name: str, to: Iterable[NodeId] = ()) -> tuple[Summary, tuple[Outcome, ...]]:
+    """What a release of `name` would give each peer; nothing is changed. Raises NotFoundError."""
+    targets = _targets(node, to)
+    with read(node.engine) as tx:
+        summary, own = advisories.own_advisory(node, name, tx)
+        agreements = in_force(tx, node.clock())
+    return summary, tuple(_judge(node, own, card, agreements) for card in targets)
+
+
+def release(node: Node, name: str, to: Iterable[NodeId] = ()) -> tuple[Summary, tuple[Outcome, ...]]:
+    """Releases `name` to each peer (all trusted ones, unless `to` names some): decided, appended, accounted for.
+
+    One transaction: either every peer's outcome stands, or none. Raises NotFoundError, UsageError, ConflictError.
+    """
+    targets = _targets(node, to)
+    with write(node.engine) as tx:
+        summary, own = advisories.issue(node, tx, name)
+        agreements = in_force(tx, node.clock())
+        outcomes = []
+        for card in targets:
+            outcome = _judge(node, own, card, agreements)
+            outcomes.append(_append(node, tx, summary, own, outcome, agreements))
+    return summary, tuple(outcomes)
+
+
+def explain(node: Node, name: str, peer: NodeId) -> tuple[Summary, Outcome]:
+    """The decision for one peer, with everything that decided it. Raises NotFoundError."""
+    summary, outcomes = preview(node, name, (peer,))
+    return summary, outcomes[0]
+
+
+def withdraw_what_may_not_go(node: Node, card: Card, seqs: range) -> tuple[int, ...]:
+    """Asks policy again about the entries `seqs` of the feed to a peer; takes back those that may no longer go.
+
+    Returns their sequence numbers. The withdrawal is an entry of the feed; the bytes are erased in the same transaction.
+    """
+    with read(node.engine) as tx:
+        doubtful = _not_permitted(node, tx, card, seqs)
+    if not doubtful:
+        return ()
+    with write(node.engine) as tx:
+        doubtful = _not_permitted(node, tx, card, seqs)  # again, under the lock
+        if doubtful:
+            eraser = feeds.append(node, tx, card.node, Withdrawal(doubtful, _NO_LONGER_PERMITTED))
+            feeds.erase(tx, card.node, doubtful, eraser)
+            now = node.clock()
+            tx.execute(
+                update(ledger).where(ledger.c.peer == card.node, ledger.c.seq.in_(doubtful)).values(withdrawn_at=now)
+            )
+            detail = f"entries {', '.join(map(str, doubtful))} by {eraser}"
+            record(tx, at=now, by="policy", act="release.withdraw", subject=card.node, detail=detail)
+    return doubtful
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """One disclosure. `receipt` tells whether the peer has acknowledged it as durable."""
+
+    at: datetime
+    by: str
+    peer: NodeId
+    seq: int
+    name: str
+    revision: int
+    core_digest: bytes
+    agreement_digest: bytes
+    elements: tuple[tuple[str, Form, tuple[str, ...]], ...]
+    withdrawn_at: datetime | None
+    receipt: bool
+
+
+def ledger_rows(node: Node, peer: NodeId | None = None, name: str | None = None) -> tuple[LedgerRow, ...]:
+    """Every disclosure of this node, oldest first; of one peer or one advisory if asked."""
+    query = (
+        select(ledger, advisory_table.c.name, advisory_table.c.revision, out_feeds.c.receipt_size)
+        .join(advisory_table, advisory_table.c.id == ledger.c.advisory)
+        .join(out_feeds, out_feeds.c.peer == ledger.c.peer)
+        .order_by(ledger.c.id)
+    )
+    if peer is not None:
+        query = query.where(ledger.c.peer == peer)
+    if name is not None:
+        query = query.where(advisory_table.c.name == name)
+    with read(node.engine) as tx:
+        rows = tx.execute(query).all()
+    return tuple(
+        LedgerRow(
+            at=row.at,
+            by=row.by,
+            peer=NodeId(row.peer),
+            seq=row.seq,
+            name=row.name,
+            revision=row.revision,
+            core_digest=row.core_digest,
+            agreement_digest=row.agreement_digest,
+            elements=tuple((path, Form(form), tuple(rules)) for path, form, rules in row.elements),
+            withdrawn_at=row.withdrawn_at,
+            receipt=row.receipt_size > row.seq,
+        )
+        for row in rows
+    )
+
+
+def _targets(node: Node, to: Iterable[NodeId]) -> tuple[Card, ...]:
+    chosen = tuple(to)
+    if chosen:
+        return tuple(trusted_card(node, peer) for peer in dict.fromkeys(chosen))
+    found = tuple(peer.card for peer in all_peers(node) if peer.trusted)
+    if not found:
+        raise UsageError("there is no peer to release to; enrol one with: apostille peer enrol CARD")
+    return found
+
+
+def _judge(node: Node, own: OwnAdvisory, card: Card, agreements: dict[bytes, Agreement]) -> Outcome:
+    """The best outcome that an agreement in force allows; without one, everything is withheld."""
+    covering = sorted((a for a in agreements.values() if a.covers(node.id, card.node)), key=lambda a: a.id)
+    outcomes = [_judge_under(node, own, card, agreement) for agreement in (covering or [None])]
+    return max(outcomes, key=_gain)
+
+
+def _judge_under(node: Node, own: OwnAdvisory, card: Card, agreement: Agreement | None) -> Outcome:
+    decision = decide(
+        own.elements, own.handling, node.id, node.id, card.node, card.jurisdiction, agreement, node.book, node.clock()
+    )
+    if not decision.shares_anything:
+        held = "a duty to send it conflicts with the rules that withhold it" if decision.owed else None
+        return Outcome(card.node, decision, None, held, None)
+    try:
+        presented = present(own, decision)
+    except HeldError as e:
+        return Outcome(card.node, decision, None, str(e), None)
+    return Outcome(card.node, presented.decision, presented, None, None)
+
+
+def _gain(outcome: Outcome) -> int:
+    return sum(_GAIN[e.form] for e in outcome.decision.elements) if outcome.presented else -1
+
+
+def _append(
+    node: Node, tx: Connection, summary: Summary, own: OwnAdvisory, outcome: Outcome, agreements: dict[bytes, Agreement]
+) -> Outcome:
+    if outcome.presented is None or outcome.decision.agreement_digest is None:
+        return outcome
+    elements = _account(outcome.decision)
+    agreement = agreements[outcome.decision.agreement_digest]
+    previous = tx.execute(
+        select(ledger.c.seq, ledger.c.elements, ledger.c.agreement_digest)
+        .where(ledger.c.peer == outcome.peer, ledger.c.advisory == summary.key, ledger.c.withdrawn_at.is_(None))
+        .order_by(ledger.c.seq.desc())
+        .limit(1)
+    ).one_or_none()
+    if previous is not None and previous.elements == elements and previous.agreement_digest == agreement.digest:
+        return Outcome(outcome.peer, outcome.decision, outcome.presented, None, previous.seq, already=True)
+    now = node.clock()
+    try:
+        terms = handling.narrow(own.handling, agreement, own.core_digest, outcome.peer, now)
+    except TermsError as e:
+        return Outcome(outcome.peer, outcome.decision, None, str(e), None)
+    body = Delivery(outcome.presented.presentation, terms)
+    seq = feeds.append(node, tx, outcome.peer, body, advisory=summary.key)
+    tx.execute(
+        insert(ledger).values(
+            at=now,
+            by=node.actor,
+            peer=outcome.peer,
+            seq=seq,
+            advisory=summary.key,
+            core_digest=own.core_digest,
+            agreement_digest=agreement.digest,
+            elements=elements,
+        )
+    )
+    record(tx, at=now, by=node.actor, act="release", subject=summary.name, detail=f"{outcome.peer} {seq}")
+    return Outcome(outcome.peer, outcome.decision, outcome.presented, None, seq)
+
+
+def _account(decision: Decision) -> list[list[Any]]:
+    return [[e.element.path, e.form.value, [rule.id for rule in e.rules]] for e in decision.elements]
+
+
+def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple[int, ...]:
+    """Those of `seqs` whose disclosure policy would not allow now."""
+    agreements = in_force(tx, node.clock())
+    rows = tx.execute(
+        select(out_entries.c.seq, out_entries.c.advisory, ledger.c.elements, ledger.c.agreement_digest)
+        .join(ledger, (ledger.c.peer == out_entries.c.peer) & (ledger.c.seq == out_entries.c.seq))
+        .where(
+            out_entries.c.peer == card.node,
+            out_entries.c.seq >= seqs.start,
+            out_entries.c.seq < seqs.stop,
+            out_entries.c.data.is_not(None),
+        )
+        .order_by(out_entries.c.seq)
+    ).all()
+    return tuple(row.seq for row in rows if not _still_permitted(node, tx, row, card, agreements))
+
+
+def _still_permitted(node: Node, tx: Connection, row: Any, card: Card, agreements: dict[bytes, Agreement]) -> bool:
+    """Whether policy, asked now, allows every element at least in the form in which it stands in the entry."""
+    agreement = agreements.get(row.agreement_digest)
+    if agreement is None:
+        return False
+    own = advisories.by_key(node, tx, row.advisory)
+    decision = decide(
+        own.elements, own.handling, node.id, node.id, card.node, card.jurisdiction, agreement, node.book, node.clock()
+    )
+    allowed = {e.element.path: _GAIN[e.form] for e in decision.elements}
+    return all(_GAIN[Form(form)] <= allowed.get(path, 0) for path, form, _ in row.elements)

@@ -1,0 +1,261 @@
+"""Receiving: pulling a peer's feed until it is caught up.
+
+Each page is proved before anything in it is read, judged outside of any transaction, and committed whole: entries, inbox,
+cursor, edge and head in one transaction, by compare-and-swap on the cursor (I9). A receipt is signed afterwards, from the
+head that is durable then, and goes with the next call; a sync ends with an empty pull that carries the last one. One bad entry
+is quarantined and the feed goes on (I10); of what may not be kept, only leaf hash and rule are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from sqlalchemy import Connection, insert, select, update
+
+from federation import checkpoint, feed, merkle
+from federation.entries import AgreementOffer, Delivery, ErasedItem, Withdrawal
+from federation.errors import (
+    BadPageError,
+    FeedFrozenError,
+    HeldError,
+    NotAdmittedError,
+    NotFoundError,
+    RemoteError,
+)
+from federation.feed import FeedState, PageBytes, PageEntry, VerifiedPage
+from federation.inbound import Admitted, Receiver, admit, open_delivery, read_advisory
+from federation.keyring import Card
+from federation.model import NodeId, Role
+from node import agreements, inbox
+from node.context import Node
+from node.peers import keyring, trusted_card
+from node.store.database import one_row, read, record, write
+from node.store.tables import in_entries, in_feeds
+
+STALE_AFTER_POLLS = 2
+
+
+class Outcome(StrEnum):
+    """What became of a received entry."""
+
+    ADMITTED = "admitted"
+    CONTROL = "control"
+    QUARANTINED = "quarantined"
+    REFUSED = "refused"
+    ERASED = "erased"
+    WITHDRAWN = "withdrawn"
+
+
+class Link(Protocol):
+    """The calls to one peer that a sync makes; each raises UnreachableError or DeniedError."""
+
+    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
+        """The page after `cursor`."""
+
+    def checkpoint(self, origin: str, size: int) -> bytes:
+        """The peer's signed head at `size`."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a sync brought, by outcome."""
+
+    peer: NodeId
+    pages: int = 0
+    counts: dict[Outcome, int] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        """How many entries arrived."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """An entry with what is to become of it, before it is committed."""
+
+    entry: PageEntry
+    outcome: Outcome
+    admitted: Admitted | None = None
+    code: str | None = None
+    detail: str | None = None
+
+
+def sync(node: Node, peer: NodeId, link: Link, progress: Callable[[Report], None] = lambda _: None) -> Report:
+    """Pulls until nothing is left. Everything before an error is kept; the next sync goes on from there.
+
+    Raises NotFoundError for a peer that is not trusted, HeldError for a feed that is frozen, and a RemoteError; a
+    FeedFrozenError freezes the feed and keeps the evidence.
+    """
+    card = trusted_card(node, peer)
+    report = Report(peer)
+    try:
+        _catch_up(node, card, link, report, progress)
+    except RemoteError as e:
+        _note_problem(node, peer, e)
+        raise
+    return report
+
+
+def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Callable[[Report], None]) -> None:
+    retried = False
+    while True:
+        state = load_state(node, card.node)
+        page = link.pull(state.origin, state.cursor, _receipt(node, state))
+        now = node.clock()
+        keys = card.note_keys(Role.FEED, state.origin, now)
+        try:
+            verified = feed.verify_page(state, page, keys)
+        except BadPageError:
+            answer = link.checkpoint(state.origin, state.cursor)
+            try:
+                feed.judge_fork(state, answer, keys, retried=retried)
+            except FeedFrozenError as e:
+                _freeze(node, card.node, e, (state.head, answer))
+                raise
+            retried = True
+            continue
+        except FeedFrozenError as e:
+            _freeze(node, card.node, e, (state.head, page.checkpoint, page.latest))
+            raise
+        retried = False
+        counts = _commit(node, card.node, state, verified)
+        report.pages += 1
+        for outcome, count in counts.items():
+            report.counts[outcome] = report.counts.get(outcome, 0) + count
+        progress(report)
+        if not verified.entries:
+            feed.check_fresh(page.latest, keys, node.clock(), STALE_AFTER_POLLS * node.poll_interval_s)
+            return
+
+
+def load_state(node: Node, peer: NodeId) -> FeedState:
+    """What is held of the feed from `peer`. Raises NotFoundError; HeldError when it is frozen."""
+    with read(node.engine) as tx:
+        row = tx.execute(select(in_feeds).where(in_feeds.c.peer == peer)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no peer is called {peer}; see: apostille peer list")
+    if row.frozen:
+        raise HeldError(f"the feed from {peer} is frozen: {row.frozen}. Two people must look at the evidence and heal it")
+    pending = tuple(ErasedItem(seq, bytes.fromhex(leaf_hash), eraser) for seq, leaf_hash, eraser in row.pending)
+    return FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.largest, pending)
+
+
+def _receipt(node: Node, state: FeedState) -> bytes:
+    """The receipt for all that is durable here; empty before the first entry, and while an eraser is outstanding."""
+    if not state.head or state.pending:
+        return b""
+    now = node.clock()
+    signer = node.keys.signer(Role.RECEIPT, node.card, now)
+    return checkpoint.cosign(state.head, node.id, int(now.timestamp()), signer.sign, signer.public)
+
+
+def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> dict[Outcome, int]:
+    """Judges every entry, then stores the whole page in one transaction."""
+    now = node.clock()
+    with read(node.engine) as tx:
+        receiver = Receiver(
+            me=node.id,
+            country=node.jurisdiction,
+            keyring=keyring(node, tx),
+            labels=node.labels,
+            book=node.book,
+            agreements=agreements.in_force(tx, now),
+        )
+    judged = [_judge(entry, receiver, peer, node) for entry in page.entries]
+    after = page.state
+    counts: dict[Outcome, int] = {}
+    with write(node.engine) as tx:
+        moved = tx.execute(
+            update(in_feeds)
+            .where(in_feeds.c.peer == peer, in_feeds.c.size == before.cursor, in_feeds.c.frozen.is_(None))
+            .values(
+                size=after.cursor,
+                edge=after.edge.encode(),
+                head=after.head,
+                largest=after.largest,
+                pending=[[item.seq, item.leaf_hash.hex(), item.erased_by] for item in after.pending],
+                contact_at=now,
+                problem=None,
+            )
+        )
+        one_row(moved.rowcount, f"the feed from {peer}")
+        for one in judged:
+            settled = _store(node, tx, peer, one, receiver)
+            counts[settled] = counts.get(settled, 0) + 1
+    return counts
+
+
+def _judge(entry: PageEntry, receiver: Receiver, peer: NodeId, node: Node) -> _Judged:
+    """What is to become of one entry, without changing anything."""
+    if entry.bad is not None:
+        return _Judged(entry, Outcome.QUARANTINED, code=entry.bad.code, detail=str(entry.bad))
+    if entry.envelope is None:
+        return _Judged(entry, Outcome.ERASED)
+    body = entry.envelope.body
+    if not isinstance(body, Delivery):
+        return _Judged(entry, Outcome.CONTROL)
+    now = node.clock()
+    try:
+        advisory = read_advisory(open_delivery(body, receiver, now), receiver.labels, now)
+        return _Judged(entry, Outcome.ADMITTED, admit(advisory, receiver, peer, now))
+    except NotAdmittedError as e:
+        return _Judged(entry, Outcome.REFUSED, code=e.code, detail=str(e))
+    except RemoteError as e:
+        return _Judged(entry, Outcome.QUARANTINED, code=e.code, detail=str(e))
+
+
+def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged, receiver: Receiver) -> Outcome:
+    entry, outcome, code, detail = judged.entry, judged.outcome, judged.code, judged.detail
+    now = node.clock()
+    if outcome is Outcome.CONTROL:
+        try:
+            with tx.begin_nested():
+                _apply(node, tx, peer, entry)
+        except RemoteError as e:
+            outcome, code, detail = Outcome.QUARANTINED, e.code, str(e)
+    keeps = outcome not in (Outcome.REFUSED, Outcome.ERASED)
+    tx.execute(
+        insert(in_entries).values(
+            peer=peer,
+            seq=entry.seq,
+            leaf_hash=entry.leaf_hash,
+            data=entry.data if keeps else None,
+            outcome=outcome,
+            code=code,
+            detail=detail,
+            received_at=now,
+        )
+    )
+    if judged.admitted is not None:
+        state = inbox.file(tx, judged.admitted.advisory, peer, entry.seq, now)
+        if state is inbox.InboxState.EQUIVOCATION:
+            name = judged.admitted.advisory.name
+            record(tx, at=now, by=peer, act="inbox.equivocation", subject=name, detail=f"entry {entry.seq}")
+    elif outcome in (Outcome.QUARANTINED, Outcome.REFUSED):
+        record(tx, at=now, by=peer, act=f"entry.{outcome}", subject=f"{peer} {entry.seq}", detail=code or "")
+    return outcome
+
+
+def _apply(node: Node, tx: Connection, peer: NodeId, entry: PageEntry) -> None:
+    """Control traffic: an agreement, or the sender taking back its own. Raises a RemoteError."""
+    body = entry.envelope.body if entry.envelope else None
+    if isinstance(body, AgreementOffer):
+        agreements.receive(node, tx, body.document)
+    elif isinstance(body, Withdrawal):
+        inbox.withdraw(tx, peer, body.seqs)
+
+
+def _freeze(node: Node, peer: NodeId, error: FeedFrozenError, evidence: tuple[bytes, ...]) -> None:
+    """Stops ingest from `peer` and keeps the signed heads that show why (I8)."""
+    with write(node.engine) as tx:
+        tx.execute(
+            update(in_feeds).where(in_feeds.c.peer == peer).values(frozen=error.code, evidence=b"\n\n".join(evidence))
+        )
+        record(tx, at=node.clock(), by=peer, act="feed.frozen", subject=peer, detail=error.code)
+
+
+def _note_problem(node: Node, peer: NodeId, error: RemoteError) -> None:
+    with write(node.engine) as tx:
+        tx.execute(update(in_feeds).where(in_feeds.c.peer == peer).values(problem=error.code))
