@@ -22,6 +22,7 @@ from federation.model import Category
 ANY_INDEX: Final = "*"
 _INDEX = re.compile(r"/(?:0|[1-9][0-9]*)(?=/|\Z)")  # RFC 6901 4
 _PATTERN = re.compile(r"(?:/(?:[a-z][a-z0-9_]*|\*))+")
+_KEY = re.compile(r"\s*[\"']?(/[^\s\"':]*)[\"']?\s*:")  # a path at the start of a line of the file
 _RULE_KEYS = ("category", "generalise", "needs_products", "when")
 
 # From what anybody may know to what can cost a person or a source most. Analysts raise along it, never down.
@@ -128,6 +129,9 @@ class _Reader:
 
     def __init__(self, text: str, where: str, paths: Mapping[str, Any]) -> None:
         self._text = text
+        self._lines = {
+            key[1]: number for number, line in enumerate(text.splitlines(), 1) if (key := _KEY.match(line)) is not None
+        }
         self._where = where
         self._paths = paths
         self._inside: dict[str, type] = {}
@@ -224,9 +228,8 @@ class _Reader:
         return frozenset(values)
 
     def _place(self, path: str) -> str:
-        line = re.search(rf"^\s*[\"']?{re.escape(path)}[\"']?\s*:", self._text, re.MULTILINE)
-        number = f", line {self._text.count(chr(10), 0, line.end()) + 1}" if line else ""
-        return f"{self._where}{number}: {path}"
+        line = self._lines.get(path)
+        return f"{self._where}, line {line}: {path}" if line else f"{self._where}: {path}"
 
     def _refuse(self, path: str, rule: str) -> NoReturn:
         raise PolicyError(f"{self._place(path)}: {rule}")

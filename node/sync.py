@@ -1,6 +1,6 @@
 """Receiving: pulling a peer's feed until it is caught up.
 
-Each page is proved before anything in it is read, judged outside of any transaction, and committed whole: entries, inbox,
+Each page is proved before anything in it is read, and committed whole: entries, inbox,
 cursor, edge and head in one transaction, by compare-and-swap on the cursor (I9). A receipt is signed afterwards, from the
 head that is durable then, and goes with the next call; a sync ends with an empty pull that carries the last one. One bad entry
 is quarantined and the feed goes on (I10); of what may not be kept, only leaf hash and rule are.
@@ -8,6 +8,7 @@ is quarantined and the feed goes on (I10); of what may not be kept, only leaf ha
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -152,19 +153,11 @@ def _receipt(node: Node, state: FeedState) -> bytes:
 
 
 def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> dict[Outcome, int]:
-    """Judges every entry, then stores the whole page in one transaction."""
-    now = node.clock()
-    with read(node.engine) as tx:
-        receiver = Receiver(
-            me=node.id,
-            country=node.jurisdiction,
-            keyring=keyring(node, tx),
-            labels=node.labels,
-            book=node.book,
-            agreements=agreements.in_force(tx, now),
-        )
-    judged = [_judge(entry, receiver, peer, node) for entry in page.entries]
-    after = page.state
+    """Judges the entries in their order and stores the whole page, in one transaction.
+
+    In their order, because an agreement or its last signature may come just before what it allows.
+    """
+    now, after = node.clock(), page.state
     counts: dict[Outcome, int] = {}
     with write(node.engine) as tx:
         moved = tx.execute(
@@ -181,69 +174,74 @@ def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> 
             )
         )
         one_row(moved.rowcount, f"the feed from {peer}")
-        for one in judged:
-            settled = _store(node, tx, peer, one, receiver)
-            counts[settled] = counts.get(settled, 0) + 1
+        receiver = _receiver(node, tx, now)
+        for entry in page.entries:
+            judged = _judge(node, tx, entry, receiver, peer)
+            _store(node, tx, peer, judged)
+            counts[judged.outcome] = counts.get(judged.outcome, 0) + 1
+            if judged.outcome is Outcome.CONTROL:
+                receiver = _receiver(node, tx, now)
     return counts
 
 
-def _judge(entry: PageEntry, receiver: Receiver, peer: NodeId, node: Node) -> _Judged:
-    """What is to become of one entry, without changing anything."""
+def _receiver(node: Node, tx: Connection, now: datetime) -> Receiver:
+    return Receiver(
+        me=node.id,
+        country=node.jurisdiction,
+        keyring=keyring(node, tx),
+        labels=node.labels,
+        book=node.book,
+        agreements=agreements.in_force(tx, now),
+    )
+
+
+def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, peer: NodeId) -> _Judged:
+    """What becomes of one entry; control traffic takes effect here."""
     if entry.bad is not None:
         return _Judged(entry, Outcome.QUARANTINED, code=entry.bad.code, detail=str(entry.bad))
     if entry.envelope is None:
         return _Judged(entry, Outcome.ERASED)
-    body = entry.envelope.body
-    if not isinstance(body, Delivery):
-        return _Judged(entry, Outcome.CONTROL)
-    now = node.clock()
+    body, now = entry.envelope.body, node.clock()
     try:
-        advisory = read_advisory(open_delivery(body, receiver, now), receiver.labels, now)
-        return _Judged(entry, Outcome.ADMITTED, admit(advisory, receiver, peer, now))
+        if isinstance(body, Delivery):
+            advisory = read_advisory(open_delivery(body, receiver, now), receiver.labels, now)
+            return _Judged(entry, Outcome.ADMITTED, admit(advisory, receiver, peer, now))
+        with tx.begin_nested():
+            _apply(node, tx, peer, body)
+        return _Judged(entry, Outcome.CONTROL)
     except NotAdmittedError as e:
         return _Judged(entry, Outcome.REFUSED, code=e.code, detail=str(e))
     except RemoteError as e:
         return _Judged(entry, Outcome.QUARANTINED, code=e.code, detail=str(e))
 
 
-def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged, receiver: Receiver) -> Outcome:
-    entry, outcome, code, detail = judged.entry, judged.outcome, judged.code, judged.detail
-    now = node.clock()
-    if outcome is Outcome.CONTROL:
-        try:
-            with tx.begin_nested():
-                _apply(node, tx, peer, entry)
-        except RemoteError as e:
-            outcome, code, detail = Outcome.QUARANTINED, e.code, str(e)
-    keeps = outcome not in (Outcome.REFUSED, Outcome.ERASED)
+def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged) -> None:
+    entry, now = judged.entry, node.clock()
     tx.execute(
         insert(in_entries).values(
             peer=peer,
             seq=entry.seq,
             leaf_hash=entry.leaf_hash,
-            data=entry.data if keeps else None,
-            outcome=outcome,
-            code=code,
-            detail=detail,
+            data=None if judged.outcome in (Outcome.REFUSED, Outcome.ERASED) else entry.data,
+            outcome=judged.outcome,
+            code=judged.code,
+            detail=judged.detail,
             received_at=now,
         )
     )
     if judged.admitted is not None:
-        state = inbox.file(tx, judged.admitted.advisory, peer, entry.seq, now)
-        if state is inbox.InboxState.EQUIVOCATION:
-            name = judged.admitted.advisory.name
-            record(tx, at=now, by=peer, act="inbox.equivocation", subject=name, detail=f"entry {entry.seq}")
-    elif outcome in (Outcome.QUARANTINED, Outcome.REFUSED):
-        record(tx, at=now, by=peer, act=f"entry.{outcome}", subject=f"{peer} {entry.seq}", detail=code or "")
-    return outcome
+        advisory = judged.admitted.advisory
+        if inbox.file(tx, advisory, peer, entry.seq, now) is inbox.InboxState.EQUIVOCATION:
+            record(tx, at=now, by=peer, act="inbox.equivocation", subject=advisory.name, detail=f"entry {entry.seq}")
+    elif judged.code is not None:
+        record(tx, at=now, by=peer, act=f"entry.{judged.outcome}", subject=f"{peer} {entry.seq}", detail=judged.code)
 
 
-def _apply(node: Node, tx: Connection, peer: NodeId, entry: PageEntry) -> None:
+def _apply(node: Node, tx: Connection, peer: NodeId, body: AgreementOffer | Withdrawal) -> None:
     """Control traffic: an agreement, or the sender taking back its own. Raises a RemoteError."""
-    body = entry.envelope.body if entry.envelope else None
     if isinstance(body, AgreementOffer):
         agreements.receive(node, tx, body.document)
-    elif isinstance(body, Withdrawal):
+    else:
         inbox.withdraw(tx, peer, body.seqs)
 
 

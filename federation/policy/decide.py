@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from federation.agreement import Agreement
+from federation.elements import PRODUCT_TREE
 from federation.errors import HeldError, NotAdmittedError
 from federation.model import (
     Category,
@@ -27,7 +28,6 @@ from federation.policy.facts import ControlQuestion, Question, Situation, next_c
 from federation.policy.rules import RuleSet
 from federation.policy.schema import Action, Control
 
-PRODUCT_TREE = "/csaf/product_tree"
 NO_AGREEMENT = Rule("no-agreement", "deny by default", "No agreement in force covers this sender and this recipient.")
 NO_SENDER = Rule(
     "no-sender-country", "deny by default", "The jurisdiction of the node that passes this on is not known."
@@ -160,9 +160,9 @@ def may_notify(
 
 
 def with_products(decided: Iterable[ElementDecision]) -> tuple[ElementDecision, ...]:
-    """`decided`, with what refers to products withheld unless a definition of products leaves in some form."""
+    """`decided`, with what refers to products withheld unless the product tree leaves in some form."""
     decided = tuple(decided)
-    if any(d.form is not Form.WITHHELD and _defines_products(d.element) for d in decided):
+    if any(d.form is not Form.WITHHELD and d.element.path == PRODUCT_TREE for d in decided):
         return decided
     return tuple(
         ElementDecision(d.element, Form.WITHHELD, (NEEDS_PRODUCTS,))
@@ -170,12 +170,6 @@ def with_products(decided: Iterable[ElementDecision]) -> tuple[ElementDecision, 
         else d
         for d in decided
     )
-
-
-def _defines_products(element: Element) -> bool:
-    """Whether products are defined here: in the product tree, but not in its parts that refer to others."""
-    inside = element.path.startswith(f"{PRODUCT_TREE}/") and not element.needs_products
-    return inside or element.path == PRODUCT_TREE
 
 
 def _decide_element(element: Element, ask: Callable[[frozenset[Category], Form], Answer]) -> ElementDecision:
@@ -250,13 +244,15 @@ def _situation(
 
 def _no_permit(agreement: Agreement, categories: frozenset[Category], form: Form, handling: Handling) -> Rule:
     what = ", ".join(sorted(categories)) or "an unlabelled part"
+    how = "in full" if form is Form.FULL else "even generalised"
     return Rule(
         "no-permit",
         "deny by default",
-        f"No clause of agreement {agreement.id} version {agreement.version} shares {what} ({form})"
+        f"No clause of agreement {agreement.id} version {agreement.version} shares {what} {how}"
         f" at TLP:{handling.tlp}, tier {handling.tier}.",
     )
 
 
 def _distinct(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    return tuple(dict.fromkeys(rules))
+    """Each rule once, by its id; of two sentences under one id the later, which speaks of the narrower form."""
+    return tuple({rule.id: rule for rule in rules}.values())

@@ -249,6 +249,17 @@ def test_an_unlabelled_part_is_an_element_without_categories(labels: LabelSet) -
             {"document": {"acknowledgments": Hide([Hide({"names": Hide(["Ada"], ["Countess of Lovelace"])})])}},
             {NAMES},
         ),
+        # two containers of one name: the forms inside have different ways down
+        (
+            {
+                "document": {
+                    "acknowledgments": Hide(
+                        [Hide({"names": Hide(["Ada"])})], [Hide({"names": Hide(["Security researcher"])})]
+                    )
+                }
+            },
+            {NAMES},
+        ),
     ],
 )
 def test_what_another_label_file_made_does_not_travel(labels: LabelSet, claims: Any, withheld: set[str]) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from federation.base64url import b64url, from_b64url
-from federation.errors import LocalError, UsageError
-from federation.limits import HASH_BYTES, MAX_DISCLOSURES, MAX_JSON_DEPTH, SALT_BYTES
-from federation.sdjwt import Disclosure, Hide, Salts, conceal, process, sign_core, walk
+from federation.errors import LocalError, MalformedError, TooLargeError, UsageError
+from federation.limits import HASH_BYTES, MAX_DISCLOSURES, MAX_ENTRY_BYTES, MAX_JSON_DEPTH, SALT_BYTES
+from federation.sdjwt import Disclosure, Hide, Salts, conceal, parse, process, serialise, sign_core, walk
 
 
 def counting_entropy() -> tuple[Salts, list[int]]:
@@ -213,3 +213,33 @@ def test_an_error_does_not_carry_the_value(make: Callable[[], object]) -> None:
         make()
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+# The compact form
+
+
+def test_the_compact_form_goes_there_and_back() -> None:
+    core, disclosures = b"header.payload.signature", (b'["salt","a",1]', b'["salt","Zo\xc3\xab"]')
+    text = serialise(core, disclosures)
+    assert text.count("~") == len(disclosures) + 1
+    assert parse(text) == (core, disclosures)
+    assert parse(serialise(core, ())) == (core, ())
+
+
+@pytest.mark.parametrize("text", ["", "~", "~~", "core", "core~~", "core~YQ", "core~YQ~kb.jwt.x", "core~é~", "é~"])
+def test_other_compact_texts_are_refused(text: str) -> None:
+    with pytest.raises(MalformedError):
+        parse(text)
+
+
+@pytest.mark.invariant("I5")
+@pytest.mark.parametrize("part", ["YQ=", "YQ==", "YR", "Y Q", "YQ\n", "Y", "Y+"])
+def test_a_disclosure_with_a_second_spelling_is_refused(part: str) -> None:
+    assert parse("core~YQ~") == (b"core", (b"a",))
+    with pytest.raises(MalformedError):
+        parse(f"core~{part}~")
+
+
+def test_an_oversized_compact_text_is_refused() -> None:
+    with pytest.raises(TooLargeError):
+        parse("~" * (2 * MAX_ENTRY_BYTES + 1))

@@ -15,10 +15,8 @@ from federation.sdjwt import (
     Hide,
     Salts,
     conceal,
-    parse,
     process,
     read_header_and_payload,
-    serialise,
     sign_core,
     verify,
     walk,
@@ -467,36 +465,6 @@ def test_values_that_were_never_json_are_bounded_too(levels: int) -> None:
         value = [value]
     with pytest.raises(TooLargeError):
         process({"x": value}, ())
-
-
-# The compact form
-
-
-def test_the_compact_form_goes_there_and_back() -> None:
-    core, disclosures = honest()
-    text = serialise(core, disclosures)
-    assert text.count("~") == len(disclosures) + 1
-    assert parse(text) == (core, tuple(disclosures))
-    assert parse(serialise(core, ())) == (core, ())
-
-
-@pytest.mark.parametrize("text", ["", "~", "~~", "core", "core~~", "core~YQ", "core~YQ~kb.jwt.x", "core~é~", "é~"])
-def test_other_compact_texts_are_refused(text: str) -> None:
-    with pytest.raises(MalformedError):
-        parse(text)
-
-
-@pytest.mark.invariant("I5")
-@pytest.mark.parametrize("part", ["YQ=", "YQ==", "YR", "Y Q", "YQ\n", "Y", "Y+"])
-def test_a_disclosure_with_a_second_spelling_is_refused(part: str) -> None:
-    assert parse("core~YQ~") == (b"core", (b"a",))
-    with pytest.raises(MalformedError):
-        parse(f"core~{part}~")
-
-
-def test_an_oversized_compact_text_is_refused() -> None:
-    with pytest.raises(TooLargeError):
-        parse("~" * (2 * MAX_ENTRY_BYTES + 1))
 
 
 @pytest.mark.invariant("I17")
