@@ -38,8 +38,7 @@ from federation.policy.decide import may_store
 from federation.policy.engine import RuleBook
 from federation.sdjwt import Verified
 
-_PLAIN: Final = frozenset(("v", "iss", "jti", "iat", "_sd_alg", "handling", "csaf", "labels"))
-_OPTIONAL: Final = frozenset(("ai", "_sd"))
+_PLAIN: Final = frozenset(("v", "iss", "jti", "iat", "_sd_alg", "handling", "csaf", "labels", "_sd"))
 _REVISION = re.compile(r"[1-9][0-9]{0,8}")
 _LARGEST_IAT = 1 << 40
 
@@ -113,7 +112,7 @@ def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
     """
     payload, claims = opened.verified.payload, opened.verified.claims
     members = payload.keys()
-    if not members >= _PLAIN or members - _PLAIN - _OPTIONAL or payload["v"] != 1 or claims.keys() - _PLAIN - {"ai"}:
+    if members != _PLAIN or payload["v"] != 1 or claims.keys() - _PLAIN - {"ai"}:
         raise MalformedError("core: members missing, unknown or of another version")  # (1)
     name, revision = _name_and_revision(payload, opened.origin)  # (2)
     issued_at = payload["iat"]

@@ -67,11 +67,14 @@ def issue_claims(
     Raises as `mark` and `federation.sdjwt.conceal` do.
     """
     marked = mark(csaf, ai, labels, raised)
+    # what is absent leaves a digest that nobody can open, like the decoys beside it
+    absent = {} if ai is not None else {"ai": Hide(None)}
+    spare = len(absent)
     if not raised:
-        placeholder = {LABELS: {"none": Hide(None)}}  # a digest nobody can open, like the decoys beside it
-        payload, disclosures = conceal(marked.claims | placeholder, salts=salts)
-        return Concealed(payload, disclosures[:-1], marked.unlabelled)
-    payload, disclosures = conceal(marked.claims, salts=salts)
+        payload, disclosures = conceal(marked.claims | {LABELS: {"none": Hide(None)}} | absent, salts=salts)
+        return Concealed(payload, disclosures[: len(disclosures) - spare - 1], marked.unlabelled)
+    payload, disclosures = conceal(marked.claims | absent, salts=salts)
+    disclosures = disclosures[: len(disclosures) - spare]
     entries, of_entries = conceal({LABELS: raised_labels(walk(payload, disclosures), raised)}, salts=salts)
     return Concealed(payload | entries, disclosures + of_entries, marked.unlabelled)
 

@@ -33,7 +33,7 @@ from federation.model import (
     Rule,
 )
 from federation.policy.guard import Withheld, demote, search
-from federation.sdjwt import Node, Salts
+from federation.sdjwt import Node, Processed, Salts
 
 CORE_VERSION: Final = 1
 _ENVELOPE_BYTES = 8 << 10  # terms, nonce, origin line and protobuf framing, generously
@@ -156,7 +156,7 @@ def present(advisory: OwnAdvisory, decision: Decision) -> Presented:
         chosen = [(e.element, e.form) for e in decision.elements if e.form is not Form.WITHHELD]
         disclosures = selection(chosen, advisory.nodes)  # (1)
         opened = sdjwt.process(advisory.payload, disclosures)  # (2)
-        narrowed = _narrow_to_valid(decision, opened.claims)  # (3)
+        narrowed = _narrow_to_valid(decision, opened)  # (3)
         if narrowed is None:
             leaving = {node.path: node.disclosure.value for node in opened.nodes}
             hits = search(leaving, advisory.payload, _withheld(decision, advisory.nodes))  # (4)
@@ -182,24 +182,36 @@ def _withheld(decision: Decision, nodes: tuple[Node, ...]) -> tuple[Withheld, ..
     return tuple(found)
 
 
-def _narrow_to_valid(decision: Decision, opened: JsonObject) -> Decision | None:
+def _narrow_to_valid(decision: Decision, opened: Processed) -> Decision | None:
     """A narrower decision when the document that would leave is not valid CSAF; None when it is."""
-    problems = csaf.problems(opened["csaf"])
+    problems = csaf.problems(opened.claims["csaf"])
     if not problems:
         return None
     category = next((e for e in decision.elements if e.element.path == _CATEGORY_PATH), None)
     if category is not None and category.form is Form.FULL and category.element.generalised is not None:
         return _with(decision, {_CATEGORY_PATH: Form.GENERALISED})
+    places = [_signed_path(f"/csaf{problem.path}", opened.nodes) + "/" for problem in problems]
     at_fault = {
         e.element.path: Form.WITHHELD
         for e in decision.elements
-        for problem in problems
-        if e.form is not Form.WITHHELD and f"/csaf{problem.path}/".startswith(f"{e.element.path}/")
+        if e.form is not Form.WITHHELD and any(place.startswith(f"{e.element.path}/") for place in places)
     }
     if not at_fault:
         tests = sorted({problem.test for problem in problems})
         raise HeldError(f"what may leave is not valid CSAF (tests {', '.join(tests)}) and cannot be narrowed further")
     return _with(decision, at_fault)
+
+
+def _signed_path(path: str, nodes: tuple[Node, ...]) -> str:
+    """A path of the document that leaves, with the array indexes that the same places have in the signed payload."""
+    signed = ""
+    for part in path.split("/")[1:]:
+        if part.isdecimal():
+            inside = (node.path.removeprefix(f"{signed}/") for node in nodes if node.path.startswith(f"{signed}/"))
+            present = sorted({int(index) for rest in inside if (index := rest.partition("/")[0]).isdecimal()})
+            part = str(present[int(part)]) if int(part) < len(present) else part
+        signed += f"/{part}"
+    return signed
 
 
 def _with(decision: Decision, forms: Mapping[str, Form]) -> Decision:

@@ -14,12 +14,8 @@ import re
 from typing import Any, NoReturn
 
 from federation.errors import MalformedError, TooLargeError
-from federation.limits import MAX_JSON_DEPTH
+from federation.limits import MAX_JSON_DEPTH, MAX_NUMBER_CHARS
 from federation.model import JsonObject
-
-MAX_NUMBER_CHARS = (
-    64  # far over any double or 64-bit integer, far under the 4,300 digits at which Python's int() raises
-)
 
 # Possessive, and with an optional closing quote: matches at every quote, so that an unterminated string costs one pass.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -44,14 +40,8 @@ def decode(data: bytes, *, max_bytes: int, what: str) -> Any:
     if _depth(data) > MAX_JSON_DEPTH:  # (2)
         raise MalformedError(f"{what}: nested deeper than {MAX_JSON_DEPTH} levels")
     try:
-        text = data.decode("utf-8")  # (3); the parser itself refuses a byte order mark at the start of a str
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_int=_integer,
-            parse_float=_finite,
-            parse_constant=_constant,
-        )
+        text = data.decode("utf-8")  # (3); a byte order mark is no JSON, so the parser refuses it at (4)
+        value = _DECODER.decode(text)
         if _SURROGATE_ESCAPE.search(text):  # (5); raw surrogates fell at (3), so only escapes can bring one in
             encode(value)
     except UnicodeDecodeError as e:
@@ -80,7 +70,7 @@ def encode(value: Any) -> bytes:
 
     Raises ValueError for what JSON cannot say (NaN, infinities, lone surrogates) and TypeError for other types.
     """
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+    return _ENCODER.encode(value).encode("utf-8")
 
 
 class _RuleError(Exception):
@@ -88,7 +78,12 @@ class _RuleError(Exception):
 
 
 def _depth(data: bytes) -> int:
-    """The deepest nesting of brackets outside strings: exact up to the first error that the parser would meet."""
+    """The deepest nesting of brackets outside strings: exact up to the first error that the parser would meet.
+
+    0 for data that has no more brackets than the limit.
+    """
+    if data.count(b"[") + data.count(b"{") <= MAX_JSON_DEPTH:
+        return 0  # too few brackets to be deep, wherever they stand: most disclosures end here
     deepest = depth = 0
     for bracket in _STRING.sub(b"", data).translate(None, _NOT_BRACKETS):
         depth += _STEP[bracket]
@@ -118,3 +113,10 @@ def _finite(text: str) -> float:
 
 def _constant(_: str) -> NoReturn:
     raise _RuleError("NaN and infinities are not JSON")
+
+
+# Made once: the module's own functions build a new coder for each call with options.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_constant
+)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -20,12 +20,13 @@ from federation.limits import MAX_DOCUMENT_BYTES
 from federation.marking import mark
 from federation.model import Category, Handling, JsonObject, Onward, Purpose, Role, Tier, Tlp
 from federation.outbound import Draft, OwnAdvisory
+from federation.yamltext import mapping
 from node.context import Node
 from node.store.database import one_row, read, record, write
 from node.store.tables import advisories
 
 _FILE_MEMBERS = frozenset(("csaf", "ai", "labels", "handling"))
-_HANDLING_MEMBERS = ("tlp", "tier", "purposes", "onward", "embargo_until", "retain_until", "storage", "recipients")
+_OPTIONAL_HANDLING = ("tier", "purposes", "onward", "embargo_until", "retain_until", "storage", "recipients")
 _DEFAULT_PURPOSES = (Purpose.DETECTION, Purpose.REMEDIATION)
 
 
@@ -71,7 +72,7 @@ def import_file(node: Node, data: bytes, what: str, *, tlp: Tlp | None) -> Impor
         name=outbound.tracking_name(document),
         revision=1,
         issued_at=node.clock(),
-        handling=_handling(node, given, document, tlp, what),
+        handling=complete_handling(node, _with_tlp(given, document, tlp, what), what),
         csaf=document,
         ai=ai,
         raised=raised,
@@ -193,10 +194,10 @@ def unpack(packed: bytes) -> tuple[bytes, ...]:
     return tuple(packed.split(b"\n")) if packed else ()
 
 
-def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | None, dict[str, Category], JsonObject | None]:
+def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | None, dict[str, Category], JsonObject]:
     """CSAF, AI part, raised labels and handling of a file: one of ours, or a CSAF document by itself."""
     if "csaf" not in content:
-        return content, None, {}, None
+        return content, None, {}, {}
     unknown = sorted(content.keys() - _FILE_MEMBERS)
     document, ai, labels, given = (content.get(member) for member in ("csaf", "ai", "labels", "handling"))
     if unknown:
@@ -204,40 +205,46 @@ def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | Non
     if not isinstance(document, dict) or not all(part is None or isinstance(part, dict) for part in (ai, labels, given)):
         raise MalformedError(f"{what}: csaf, ai, labels and handling must be objects")
     try:
-        return document, ai, _categories(labels or {}), given
+        return document, ai, _categories(labels or {}), given or {}
     except ValueError as e:
         raise UsageError(f"{what}: labels: there is no such category; see: apostille advisory label --help") from e
 
 
-def _handling(node: Node, given: JsonObject | None, document: JsonObject, tlp: Tlp | None, what: str) -> Handling:
-    """The handling that a file brings, completed by what its TLP label says."""
-    label_text = csaf.tlp_label(document)
-    from_label = csaf.tlp_from_label(label_text) if label_text is not None else None
-    given = given or {}
-    unknown = sorted(given.keys() - set(_HANDLING_MEMBERS))
-    if unknown:
-        raise UsageError(f"{what}: handling: unknown member {', '.join(unknown)}; known: {', '.join(_HANDLING_MEMBERS)}")
-    chosen = tlp.value if tlp is not None else given.get("tlp", from_label.value if from_label else None)
-    if chosen is None:
-        raise UsageError(f"{what}: it carries no TLP label; say which with --tlp, such as --tlp AMBER")
+def _with_tlp(given: JsonObject, document: JsonObject, tlp: Tlp | None, what: str) -> JsonObject:
+    """The handling that a file brings, its TLP taken from `tlp`, else from the handling, else from the document's label."""
+    if tlp is None and "tlp" in given:
+        return given
+    if tlp is None:
+        label_text = csaf.tlp_label(document)
+        if label_text is None:
+            raise UsageError(f"{what}: it carries no TLP label; say which with --tlp, such as --tlp AMBER")
+        tlp = csaf.tlp_from_label(label_text)
+    return {**given, "tlp": tlp.value}
+
+
+def complete_handling(node: Node, given: object, where: str) -> Handling:
+    """Handling as a person writes it: only `tlp` is a must, the home jurisdiction is this node's, the rest has defaults.
+
+    Raises UsageError naming `where`.
+    """
     members = {
-        "tlp": chosen,
         "home": node.jurisdiction,
-        "storage": given.get("storage"),
-        "onward": given.get("onward", Onward.NONE.value),
-        "purposes": sorted(given.get("purposes", _DEFAULT_PURPOSES)),
-        "retain_until": given.get("retain_until"),
-        "embargo_until": given.get("embargo_until"),
-        "tier": given.get("tier", Tier.STANDARD.value),
-        "recipients": given.get("recipients"),
+        "storage": None,
+        "onward": Onward.NONE.value,
+        "purposes": [purpose.value for purpose in _DEFAULT_PURPOSES],
+        "retain_until": None,
+        "embargo_until": None,
+        "tier": Tier.STANDARD.value,
+        "recipients": None,
+        **mapping(given, f"{where}: handling", required=("tlp",), optional=_OPTIONAL_HANDLING),
     }
-    for listed in ("storage", "recipients"):
+    for listed in ("storage", "purposes", "recipients"):
         if isinstance(members[listed], list):
-            members[listed] = sorted(members[listed])
+            members[listed] = sorted(members[listed], key=str)
     try:
         return handling.read(members)
     except HandlingError as e:
-        raise UsageError(f"{what}: {e}") from e
+        raise UsageError(f"{where}: {e}") from e
 
 
 def _draft(node: Node, row: Row[Any]) -> Draft:

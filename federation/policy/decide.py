@@ -236,8 +236,7 @@ def _situation(
         recipient=recipient,
         recipient_place=place(recipient_country, book.groups, now),
         home=place(handling.home, book.groups, now),
-        # A safeguard that no loaded pack knows lifts nothing.
-        safeguards=agreement.safeguards & book.safeguards if agreement is not None else frozenset(),
+        safeguards=agreement.safeguards if agreement is not None else frozenset(),
         now=now,
     )
 

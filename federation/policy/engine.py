@@ -65,7 +65,6 @@ class RuleBook:
     forbids: RuleSet
     duties: RuleSet
     groups: Mapping[str, Group]
-    safeguards: frozenset[str]
     schema: cedarpy.Schema = field(compare=False, repr=False)
     digest: bytes
     _control: RuleSet = field(default_factory=control_permit, compare=False, repr=False)
@@ -146,7 +145,6 @@ def rule_book(packs: Iterable[LawPack], countries: Iterable[Country]) -> RuleBoo
         forbids=forbids,
         duties=duties,
         groups=MappingProxyType(groups),
-        safeguards=frozenset(safeguards),
         schema=cedarpy.Schema.from_str(text),
         digest=hashlib.sha256(json.dumps(parts).encode()).digest(),
     )

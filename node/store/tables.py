@@ -107,7 +107,7 @@ advisories = Table(
     Column("case_name", String, ForeignKey("cases.name"), nullable=True),
     Column("title", String, nullable=False),
     Column("handling", JSON, nullable=False),
-    Column("draft", JSON, nullable=True),  # csaf, ai, raised labels; gone once the core is signed
+    Column("draft", JSON(none_as_null=True), nullable=True),  # csaf, ai, raised labels; gone once the core is signed
     Column("core", LargeBinary, nullable=True),
     Column("core_digest", LargeBinary, nullable=True, unique=True),
     Column("disclosures", LargeBinary, nullable=True),

@@ -43,6 +43,7 @@ def test_a_withheld_name_in_a_note_is_found_and_named_by_place_only() -> None:
         "Jane\u00a0Doe found it",
         "Ja\u00adne D\u200boe found it",
         "\uff2aane Doe found it",
+        "\U0001d409ane \U0001d403oe found it",  # mathematical capitals: compatibility first, then case
         "see https://x.example/%4Aane%20Doe",
         "see https://x.example/%254Aane%2520Doe",
         "https://x.example/u/jane-doe",

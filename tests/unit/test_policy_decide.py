@@ -29,9 +29,10 @@ from federation.policy.compile import permits_of
 from federation.policy.decide import decide, may_store
 from federation.policy.engine import RuleBook, rule_book
 from federation.policy.explain import by_rule, explain
+from federation.policy.facts import Place, Question, Situation, situation
 from federation.policy.packs import load_pack
 from federation.policy.rules import load
-from federation.policy.schema import schema_text
+from federation.policy.schema import Action, schema_text
 
 COUNTRIES = tuple(Country(c.alpha_2) for c in pycountry.countries)
 GDPR = (Path(__file__).parents[2] / "config" / "packs" / "eu-gdpr.yaml").read_text(encoding="utf-8")
@@ -110,6 +111,21 @@ def decided(elements: list[Element], **changes: Any) -> Decision:
         "now": NOW,
     }
     return decide(**(given | changes))
+
+
+def decided_situation() -> Situation:
+    here, there = Place(Country("FR"), frozenset()), Place(Country("IN"), frozenset())
+    return situation(
+        handling=HANDLING,
+        origin=FR,
+        sender=FR,
+        sender_place=here,
+        recipient=IN,
+        recipient_place=there,
+        home=here,
+        safeguards=frozenset(),
+        now=NOW,
+    )
 
 
 def forms(decision: Decision) -> list[Form]:
@@ -195,6 +211,30 @@ def test_without_an_agreement_in_force_between_the_two_nothing_leaves(changes: d
 )
 def test_outside_the_clause_there_is_no_permit(changes: dict[str, Any]) -> None:
     assert ids(decided([TITLE], **changes)) == [["no-permit"]]
+
+
+@pytest.mark.invariant("I2")
+def test_a_permit_never_covers_an_entry_of_no_category() -> None:
+    # no built-in forbid stands in the way of storing here: the permit itself has to refuse
+    facts = decided_situation()
+    permits = permits_of(agreement(), FR, IN)
+    assert book().ask(Question(Action.STORE, frozenset((Category.TECHNICAL,)), Form.FULL, facts), permits).allowed
+    assert not book().ask(Question(Action.STORE, frozenset(), Form.FULL, facts), permits).allowed
+
+
+@pytest.mark.parametrize(
+    ("handling", "expected"),
+    [
+        (replace(HANDLING, storage=frozenset((Country("IN"),))), []),
+        (replace(HANDLING, storage=frozenset((Country("FR"),))), ["handling/storage"]),
+        (replace(HANDLING, recipients=frozenset((IN,))), []),
+        (replace(HANDLING, recipients=frozenset((KE,))), ["handling/recipients"]),
+    ],
+)
+def test_the_handling_of_the_origin_beats_the_agreement(handling: Handling, expected: list[str]) -> None:
+    decision = decided([TITLE], handling=handling)
+    assert [i for i in ids(decision)[0] if not i.startswith("fr-in/")] == expected
+    assert forms(decision) == [Form.WITHHELD if expected else Form.FULL]
 
 
 @pytest.mark.invariant("I3")

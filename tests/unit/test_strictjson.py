@@ -10,7 +10,8 @@ import pytest
 from federation.base64url import b64url, from_b64url
 from federation.errors import MalformedError, TooLargeError
 from federation.limits import MAX_JSON_DEPTH
-from federation.strictjson import MAX_NUMBER_CHARS, decode, decode_object, encode
+from federation.limits import MAX_NUMBER_CHARS
+from federation.strictjson import decode, decode_object, encode
 
 
 def read(data: bytes) -> Any:
