@@ -1,8 +1,9 @@
 """Sharing agreements: terms that every party signs, and that sender and receiver both enforce.
 
-People write YAML; RFC 8785 gives the one canonical form; each party signs those bytes (`federation.jws`). A version names
-the digest of the one before. An agreement is in force when every party has signed and the instant lies inside its dates.
-What the terms permit for one pair of nodes is compiled to Cedar in `federation.policy.compile`; nothing is decided here.
+People write YAML; RFC 8785 gives the one canonical form; each party signs those bytes (`federation.jws`). A version
+names the digest of the one before. An agreement is in force when every party has signed and the instant lies inside
+its dates. What the terms permit for one pair of nodes is compiled to Cedar in `federation.policy.compile`; nothing is
+decided here.
 """
 
 import hashlib
@@ -100,7 +101,10 @@ def from_yaml(text: str, where: str) -> Agreement:
 
 
 def from_canonical(payload: bytes) -> Agreement:
-    """The agreement in bytes that were signed. Raises MalformedError if they are not the canonical form of valid terms."""
+    """The agreement in bytes that were signed.
+
+    Raises MalformedError if they are not the canonical form of valid terms.
+    """
     data = strictjson.decode_object(payload, max_bytes=MAX_CONTROL_BYTES, what="agreement")
     try:
         agreement = _read(data, "agreement")
@@ -111,11 +115,14 @@ def from_canonical(payload: bytes) -> Agreement:
     return agreement
 
 
-def open_signed(data: bytes, key_of: Callable[[NodeId, str], bytes]) -> tuple[Agreement, frozenset[NodeId], jws.SignedDocument]:
+def open_signed(
+    data: bytes, key_of: Callable[[NodeId, str], bytes]
+) -> tuple[Agreement, frozenset[NodeId], jws.SignedDocument]:
     """The agreement in a signed document, with the parties whose signatures hold.
 
     `key_of(party, kid)` gives that party's valid `issue` key or raises; every signature present must hold:
-    (1) the document and its terms are well formed; (2) each kid is `<party>/<key id>` and the party is named in the terms;
+    (1) the document and its terms are well formed; (2) each kid is `<party>/<key id>` and the party is named in the
+    terms;
     (3) no party signs twice; (4) each signature verifies. Raises RemoteError.
     """
     document = jws.parse(data, max_bytes=MAX_CONTROL_BYTES, typ=JWS_TYPE)  # (1)
@@ -137,7 +144,16 @@ def _read(data: Any, where: str) -> Agreement:
     top = mapping(
         data,
         where,
-        required=("agreement", "version", "parties", "valid_from", "valid_until", "sunset_review", "purposes", "grants"),
+        required=(
+            "agreement",
+            "version",
+            "parties",
+            "valid_from",
+            "valid_until",
+            "sunset_review",
+            "purposes",
+            "grants",
+        ),
         optional=("previous", "storage", "retention_days", "onward", "attribution", "safeguards"),
     )
     parties = _several(top["parties"], node_id, f"{where}: parties", most=MAX_PARTIES)
@@ -232,7 +248,9 @@ def _grant(value: object, parties: tuple[NodeId, ...], where: str) -> Grant:
         if share[category] is Form.WITHHELD:
             raise UsageError(f"{where}: share: {name}: leave a category out to withhold it")
     if Category.IDENTIFICATION not in share:
-        raise UsageError(f"{where}: share: identification is needed, in full or generalised: no CSAF document lacks a title")
+        raise UsageError(
+            f"{where}: share: identification is needed, in full or generalised: no CSAF document lacks a title"
+        )
     return Grant(
         id=_slug(data["id"], f"{where}: id"),
         senders=frozenset(senders),
@@ -268,10 +286,10 @@ def _several(
 
 
 def _enum(kind: type[E], value: object, where: str) -> E:
-    try:
-        return kind(value)
-    except ValueError as e:
-        raise UsageError(f"{where}: {value!r} is none of {_listed(kind)}") from e
+    for member in kind:
+        if member.value == value:
+            return member
+    raise UsageError(f"{where}: {value!r} is none of {_listed(kind)}")
 
 
 def _listed(kind: Iterable[StrEnum]) -> str:

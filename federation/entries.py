@@ -1,8 +1,8 @@
 """Entries of a feed: from values to the bytes that are hashed and sent, and back, strictly.
 
-An entry is serialised once, when it is appended; those bytes are the Merkle leaf and are stored as they are (I7). Reading
-refuses unknown fields (protobuf would carry hidden data along), anything that a serialiser of ours would write in another
-way, and whatever is over a limit. What an entry means is checked in `federation.inbound`.
+An entry is serialised once, when it is appended; those bytes are the Merkle leaf and are stored as they are (I7).
+Reading refuses unknown fields (protobuf would carry hidden data along), anything that a serialiser of ours would write
+in another way, and whatever is over a limit. What an entry means is checked in `federation.inbound`.
 """
 
 from dataclasses import dataclass
@@ -146,7 +146,10 @@ def parse(message: Message, data: bytes, what: str) -> None:
 
 
 def refuse_unknown(message: Message, what: str) -> None:
-    """Refuses fields that our schema does not have, at every depth: they would carry hidden data. Raises MalformedError."""
+    """Refuses fields that our schema does not have, at every depth: they would carry hidden data.
+
+    Raises MalformedError.
+    """
     if len(UnknownFieldSet(message)) > 0:
         raise MalformedError(f"{what}: a field that this protocol version does not know")
     for field, value in message.ListFields():

@@ -114,9 +114,7 @@ def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) 
     if edge.root() != head.root:  # (4)
         raise BadPageError(f"{state.origin}: the signed root at {head.size} does not follow from the items")
     pending = _settle(state, page, read)  # (5)
-    after = replace(
-        state, edge=edge, head=page.checkpoint, largest=max(state.largest, latest.size), pending=pending
-    )
+    after = replace(state, edge=edge, head=page.checkpoint, largest=max(state.largest, latest.size), pending=pending)
     return VerifiedPage(read, after, latest)
 
 
@@ -132,8 +130,8 @@ def check_fresh(latest: bytes, keys: Sequence[VerifierKey], now: datetime, max_a
 def judge_fork(state: FeedState, answer: bytes, keys: Sequence[VerifierKey], *, retried: bool) -> None:
     """What a BAD_PAGE means, once the sender has signed its head at our size.
 
-    Another root at the same size is FORK, self-proving with `state.head`. An equal root means: try once more; when that was
-    done, SUSPECTED_FORK. Returns when a retry is due.
+    Another root at the same size is FORK, self-proving with `state.head`. An equal root means: try once more; when
+    that was done, SUSPECTED_FORK. Returns when a retry is due.
     """
     head = _open(answer, state.origin, keys)
     if head.size != state.cursor:

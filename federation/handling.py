@@ -7,6 +7,7 @@ Terms narrow it for one delivery; `check_terms` refuses any that are wider. No c
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import pairwise
 from typing import TypeVar
 
 from federation.agreement import Agreement
@@ -52,7 +53,7 @@ def read(data: object) -> Handling:
             home=country(data["home"]),
             storage=_optional(data["storage"], lambda v: _listed(v, country)),
             onward=Onward(data["onward"]),
-            purposes=_listed(data["purposes"], Purpose),
+            purposes=_listed(data["purposes"], lambda v: Purpose(str(v))),
             retain_until=_optional(data["retain_until"], instant),
             embargo_until=_optional(data["embargo_until"], instant),
             tier=Tier(data["tier"]),
@@ -87,10 +88,11 @@ def write(handling: Handling) -> JsonObject:
     }
 
 
-def narrow(
-    handling: Handling, agreement: Agreement, core_digest: bytes, recipient: NodeId, now: datetime
-) -> Terms:
-    """The terms of a delivery: what both the handling and the agreement allow. Raises TermsError when that is nothing."""
+def narrow(handling: Handling, agreement: Agreement, core_digest: bytes, recipient: NodeId, now: datetime) -> Terms:
+    """The terms of a delivery: what both the handling and the agreement allow.
+
+    Raises TermsError when that is nothing.
+    """
     purposes = handling.purposes & agreement.purposes
     storage = _both(handling.storage, agreement.storage)
     if not purposes:
@@ -112,7 +114,9 @@ def narrow(
     )
 
 
-def check_terms(terms: Terms, handling: Handling, agreement: Agreement, core_digest: bytes, me: NodeId, now: datetime) -> None:
+def check_terms(
+    terms: Terms, handling: Handling, agreement: Agreement, core_digest: bytes, me: NodeId, now: datetime
+) -> None:
     """The receiver's check of terms against the signed handling and the signed agreement (I6). Raises TermsError.
 
     (1) for this core and (2) this node, (3) under this agreement; no wider than handling and agreement in (4) purposes,
@@ -156,7 +160,7 @@ def _listed(value: object, read_item: Callable[[object], T]) -> frozenset[T]:
     if not isinstance(value, list) or not 1 <= len(value) <= _MAX_LISTED:
         raise HandlingError("handling: a list is missing, empty or too long")
     items = [read_item(item) for item in value]
-    if any(str(a) >= str(b) for a, b in zip(items, items[1:], strict=False)):
+    if any(str(a) >= str(b) for a, b in pairwise(items)):
         raise HandlingError("handling: a list is not sorted, or an item stands twice")
     return frozenset(items)
 

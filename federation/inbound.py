@@ -140,9 +140,9 @@ def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
 def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime) -> Admitted:
     """Whether this node may keep an advisory that `sender` delivered.
 
-    (1) the sender is the origin; (2) the terms name an agreement that is in force, and (3) are no wider than it and the
-    signed handling; (4) the storage that handling and terms allow includes this country; (5) the agreement's permits and
-    our own law let us store what arrived. Raises NotAdmittedError or TermsError.
+    (1) the sender is the origin; (2) the terms name an agreement that is in force, and (3) are no wider than it and
+    the signed handling; (4) the storage that handling and terms allow includes this country; (5) the agreement's
+    permits and our own law let us store what arrived. Raises NotAdmittedError or TermsError.
     """
     if advisory.origin != sender:  # (1)
         raise NotAdmittedError(f"{sender} delivers an advisory of {advisory.origin}: relaying is not agreed")

@@ -2,8 +2,8 @@
 
 A card binds a node id to its jurisdiction, its advertised endpoint, its root keys with their threshold, and its online
 keys, each with one role and a validity. Root keys sign cards and nothing else; people compare the fingerprint of the
-root set by voice when they enrol a card. A key is always looked up by node, role and key id together (never the id alone).
-Enrolment itself, and where private keys lie, are the node's affair.
+root set by voice when they enrol a card. A key is always looked up by node, role and key id together (never the id
+alone). Enrolment itself, and where private keys lie, are the node's affair.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class RootSet:
 
     def fingerprint(self) -> bytes:
         """16 bytes that people compare, as words, before they trust the card."""
-        data = {"threshold": self.threshold, "keys": [b64url(key) for key in self.keys]}
+        data: JsonObject = {"threshold": self.threshold, "keys": [b64url(key) for key in self.keys]}
         return hashlib.sha256(rfc8785.dumps(data)).digest()[:FINGERPRINT_BYTES]
 
 
@@ -149,7 +149,10 @@ class Keyring:
             raise UnknownOriginError(f"no card of {node} is enrolled") from e
 
     def key(self, node: NodeId, role: Role, kid: str, at: datetime) -> bytes:
-        """The public key `kid` of `node` in exactly that role, valid at `at`. Raises UnknownOriginError, KeyringError."""
+        """The public key `kid` of `node` in exactly that role, valid at `at`.
+
+        Raises UnknownOriginError, KeyringError.
+        """
         for key in self.card(node).keys:
             if key.kid == kid and key.role is role and key.valid_at(at):
                 return key.public
@@ -235,5 +238,3 @@ def _bytes(value: object) -> bytes:
     if not isinstance(value, str):
         raise MalformedError("card: expected base64url text")
     return from_b64url(value)
-
-

@@ -1,10 +1,16 @@
 """Every maximum, with its unit and the reason for it. Nothing from outside is read without one."""
 
-MAX_ENTRY_BYTES = 4 << 20  # the largest public CSAF document we know is 2.6 MB as published; ours adds salts and digests
+MAX_ENTRY_BYTES = (
+    4 << 20
+)  # the largest public CSAF document we know is 2.6 MB as published; ours adds salts and digests
 MAX_PAGE_BYTES = 1 << 20  # measured: pages of 8-32 MB are up to three times slower than pages of 1 MB
 MAX_PAGE_ITEMS = 512  # keeps one page's verification under a second
-MAX_MESSAGE_BYTES = MAX_ENTRY_BYTES + MAX_PAGE_BYTES  # one gRPC message: a page may exceed its size by one entry at most
-MAX_CONTROL_BYTES = 256 << 10  # agreements, cards, withdrawals: control traffic passes without an agreement, so it is small
+MAX_MESSAGE_BYTES = (
+    MAX_ENTRY_BYTES + MAX_PAGE_BYTES
+)  # one gRPC message: a page may exceed its size by one entry at most
+MAX_CONTROL_BYTES = (
+    256 << 10
+)  # agreements, cards, withdrawals: control traffic passes without an agreement, so it is small
 MAX_DOCUMENT_BYTES = 3 << 20  # a CSAF file as imported
 MAX_DISCLOSURES = 20_000  # the largest public document has 6,000 elements
 MAX_JSON_DEPTH = 96  # 30 nested product branches are 69 levels; Python's parser recurses without a bound of its own

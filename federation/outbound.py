@@ -2,10 +2,10 @@
 
     Draft --issue--> Issued --reopen--> OwnAdvisory --decide--> Decision --present--> Presented
 
-`issue` signs once for each revision (I5). `federation.policy.decide` says what may leave. `present` withholds the rest and
-then judges what really leaves (I4): it opens the outgoing disclosures as the receiver would, checks that they are valid
-CSAF, and lets the guard search them for what was withheld; a finding narrows the decision and the check starts again,
-until nothing changes. What cannot be narrowed is held for a person. Appending to a feed is the node's affair.
+`issue` signs once for each revision (I5). `federation.policy.decide` says what may leave. `present` withholds the rest
+and then judges what really leaves (I4): it opens the outgoing disclosures as the receiver would, checks that they are
+valid CSAF, and lets the guard search them for what was withheld; a finding narrows the decision and the check starts
+again, until nothing changes. What cannot be narrowed is held for a person. Appending to a feed is the node's affair.
 """
 
 import hashlib
@@ -146,10 +146,10 @@ def reopen(core: bytes, disclosures: tuple[bytes, ...], labels: LabelSet) -> Own
 def present(advisory: OwnAdvisory, decision: Decision) -> Presented:
     """What leaves under `decision`, or less.
 
-    (1) select the disclosures of the chosen forms; (2) open them as the receiver would; (3) valid CSAF, else narrow: first
-    the document's category to its generalised form, then the elements at fault; (4) the guard finds nothing that was
-    withheld, else demote what it names; again from (1) until nothing changes.
-    Raises HeldError when the plain part is at fault or nothing is left to narrow.
+    (1) select the disclosures of the chosen forms; (2) open them as the receiver would; (3) valid CSAF, else narrow:
+    first the document's category to its generalised form, then the elements at fault; (4) the guard finds nothing that
+    was withheld, else demote what it names; again from (1) until nothing changes. Raises HeldError when the plain part
+    is at fault or nothing is left to narrow.
     """
     start = {e.element.path: e.form for e in decision.elements}
     while True:

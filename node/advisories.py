@@ -1,8 +1,9 @@
 """This node's own advisories: drafting and importing, raising labels, signing.
 
-A draft is checked when it comes in (valid CSAF, handling that makes sense) and can still be changed; issuing signs it once
-and keeps the core with every disclosure (I5). What is imported may be a CSAF document, or a file of ours that holds one with its
-AI part, labels and handling. Importing the same file twice changes nothing, so an interrupted import is simply repeated.
+A draft is checked when it comes in (valid CSAF, handling that makes sense) and can still be changed; issuing signs it
+once and keeps the core with every disclosure (I5). What is imported may be a CSAF document, or a file of ours that
+holds one with its AI part, labels and handling. Importing the same file twice changes nothing, so an interrupted
+import is simply repeated.
 """
 
 import hashlib
@@ -109,7 +110,10 @@ def keep_draft(node: Node, draft: Draft, source_digest: bytes, *, case: str | No
 
 
 def label(node: Node, name: str, pointer: str, category: Category) -> None:
-    """Raises the category of one element of a draft. Raises PolicyError for a pointer that names none, UsageError if issued."""
+    """Raises the category of one element of a draft.
+
+    Raises PolicyError for a pointer that names none, UsageError if issued.
+    """
     with write(node.engine) as tx:
         row = _row(tx, name)
         if row.draft is None:
@@ -122,7 +126,8 @@ def label(node: Node, name: str, pointer: str, category: Category) -> None:
 
 
 def own_advisory(node: Node, name: str, tx: Connection | None = None) -> tuple[Summary, OwnAdvisory]:
-    """The advisory with everything that can be chosen from it; a draft is signed provisionally, for previews, and not kept.
+    """The advisory with everything that can be chosen from it; a draft is signed provisionally, for previews, and not
+    kept.
 
     Raises NotFoundError.
     """
@@ -132,7 +137,9 @@ def own_advisory(node: Node, name: str, tx: Connection | None = None) -> tuple[S
     row = _row(tx, name)
     if row.core is not None:
         return _summary(row), outbound.reopen(row.core, unpack(row.disclosures), node.labels)
-    issued = outbound.issue(_draft(node, row), node.labels, kid="preview", sign=lambda _: bytes(64), entropy=node.entropy)
+    issued = outbound.issue(
+        _draft(node, row), node.labels, kid="preview", sign=lambda _: bytes(64), entropy=node.entropy
+    )
     return _summary(row), outbound.reopen(issued.core, issued.disclosures, node.labels)
 
 
@@ -202,7 +209,9 @@ def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | Non
     document, ai, labels, given = (content.get(member) for member in ("csaf", "ai", "labels", "handling"))
     if unknown:
         raise UsageError(f"{what}: unknown member {', '.join(unknown)}; there may be csaf, ai, labels, handling")
-    if not isinstance(document, dict) or not all(part is None or isinstance(part, dict) for part in (ai, labels, given)):
+    if not isinstance(document, dict) or not all(
+        part is None or isinstance(part, dict) for part in (ai, labels, given)
+    ):
         raise MalformedError(f"{what}: csaf, ai, labels and handling must be objects")
     try:
         return document, ai, _categories(labels or {}), given or {}
@@ -211,7 +220,7 @@ def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | Non
 
 
 def _with_tlp(given: JsonObject, document: JsonObject, tlp: Tlp | None, what: str) -> JsonObject:
-    """The handling that a file brings, its TLP taken from `tlp`, else from the handling, else from the document's label."""
+    """The handling that a file brings; its TLP from `tlp`, else from the handling, else from the document's label."""
     if tlp is None and "tlp" in given:
         return given
     if tlp is None:
@@ -223,7 +232,8 @@ def _with_tlp(given: JsonObject, document: JsonObject, tlp: Tlp | None, what: st
 
 
 def complete_handling(node: Node, given: object, where: str) -> Handling:
-    """Handling as a person writes it: only `tlp` is a must, the home jurisdiction is this node's, the rest has defaults.
+    """Handling as a person writes it: only `tlp` is a must, the home jurisdiction is this node's, the rest has
+    defaults.
 
     Raises UsageError naming `where`.
     """

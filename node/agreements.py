@@ -1,8 +1,8 @@
 """Sharing agreements at this node: proposing, countersigning, and which ones are in force.
 
-A proposal travels to every other party through the feeds, as control traffic; each party signs with its `issue` key; the
-proposer relays all signatures. Files carry the same bytes. Signatures are only ever added: what is received is merged
-with what is held, after every signature was verified.
+A proposal travels to every other party through the feeds, as control traffic; each party signs with its `issue` key;
+the proposer relays all signatures. Files carry the same bytes. Signatures are only ever added: what is received is
+merged with what is held, after every signature was verified.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,9 @@ def propose(node: Node, text: str, where: str) -> Held:
         unknown = sorted({*agreement.parties} - keyring(node, tx).cards.keys())
         if unknown:
             raise UsageError(f"{where}: enrol {', '.join(unknown)} first (apostille peer enrol CARD)")
-        previous = tx.execute(select(agreements.c.version, agreements.c.digest).where(agreements.c.name == agreement.id)).all()
+        previous = tx.execute(
+            select(agreements.c.version, agreements.c.digest).where(agreements.c.name == agreement.id)
+        ).all()
         if any(row.version >= agreement.version and row.digest != agreement.digest for row in previous):
             raise UsageError(f"{where}: version {agreement.version} of {agreement.id} exists already with other terms")
         if agreement.previous is not None and all(row.digest != agreement.previous for row in previous):
@@ -67,7 +69,10 @@ def propose(node: Node, text: str, where: str) -> Held:
 
 
 def countersign(node: Node, reference: str) -> Held:
-    """Adds this node's signature to a proposal that is held, named by id or digest. Raises NotFoundError, UsageError."""
+    """Adds this node's signature to a proposal that is held, named by id or digest.
+
+    Raises NotFoundError, UsageError.
+    """
     with write(node.engine) as tx:
         held = _find(node, tx, reference)
         if node.id in held.signed_by:
@@ -95,7 +100,9 @@ def receive_file(node: Node, document: bytes) -> Held:
 def all_held(node: Node) -> tuple[Held, ...]:
     """Every agreement, the newest version of each first."""
     with read(node.engine) as tx:
-        rows = tx.execute(select(agreements.c.document).order_by(agreements.c.name, agreements.c.version.desc())).scalars()
+        rows = tx.execute(
+            select(agreements.c.document).order_by(agreements.c.name, agreements.c.version.desc())
+        ).scalars()
         return tuple(_open(node, tx, document) for document in rows.all())
 
 

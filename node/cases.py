@@ -1,7 +1,8 @@
 """The local case, first version: opened from a file, and an advisory drafted from it by copying named fields only.
 
-A case never crosses a border (I1): `federation` cannot import this module, and `_COPIED` is the whole list of what a draft
-takes over. The reporter's identity is sealed at rest; it enters a draft only as a credit that the reporter asked for.
+A case never crosses a border (I1): `federation` cannot import this module, and `_COPIED` is the whole list of what a
+draft takes over. The reporter's identity is sealed at rest; it enters a draft only as a credit that the reporter asked
+for.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, Row, insert, select
 from federation import csaf, strictjson
 from federation.errors import NotFoundError, UsageError
 from federation.limits import MAX_DOCUMENT_BYTES
-from federation.model import Category, Handling, JsonObject, instant_text
+from federation.model import Category, JsonObject, instant_text
 from federation.outbound import Draft
 from federation.yamltext import load, mapping
 from node import advisories
@@ -26,9 +27,27 @@ from node.store.tables import cases
 
 _REQUIRED: Final = ("case", "title", "summary", "handling")
 _OPTIONAL: Final = (
-    "details", "exploit", "indicators", "victim", "products", "severity", "remediation", "reporter", "internal_notes",
+    "details",
+    "exploit",
+    "indicators",
+    "victim",
+    "products",
+    "severity",
+    "remediation",
+    "reporter",
+    "internal_notes",
 )
-_COPIED: Final = ("title", "summary", "details", "exploit", "indicators", "victim", "products", "severity", "remediation")
+_COPIED: Final = (
+    "title",
+    "summary",
+    "details",
+    "exploit",
+    "indicators",
+    "victim",
+    "products",
+    "severity",
+    "remediation",
+)
 _MAX_NAME = 64
 
 
@@ -85,9 +104,12 @@ def show_case(node: Node, name: str, *, with_reporter: bool = False) -> Case:
 
 
 def draft(node: Node, name: str) -> Imported:
-    """An advisory drafted from a case: the named fields and nothing else, labelled. Raises NotFoundError, UsageError."""
+    """An advisory drafted from a case: the named fields and nothing else, labelled.
+
+    Raises NotFoundError, UsageError.
+    """
     case = show_case(node, name, with_reporter=True)
-    copied = {field: case.record[field] for field in _COPIED if field in case.record}
+    copied: JsonObject = {field: case.record[field] for field in _COPIED if field in case.record}
     credit = case.reporter["name"] if case.reporter and case.reporter.get("credit") is True else None
     document, raised = _document(node, name, copied, credit, node.clock())
     csaf.check(document)

@@ -126,8 +126,8 @@ def latest_head(node: Node, tx: Connection, feed: OutFeed) -> bytes:
 def accept_receipt(node: Node, peer: Card, receipt: bytes) -> None:
     """Stores a receipt that says more than the one held.
 
-    (1) a head of this feed that we signed, cosigned by the peer's receipt key; (2) its root is ours at that size; (3) it
-    grows. Raises a RemoteError; an older receipt is ignored.
+    (1) a head of this feed that we signed, cosigned by the peer's receipt key; (2) its root is ours at that size; (3)
+    it grows. Raises a RemoteError; an older receipt is ignored.
     """
     now = node.clock()
     with write(node.engine) as tx:
@@ -144,7 +144,9 @@ def accept_receipt(node: Node, peer: Card, receipt: bytes) -> None:
             )
 
 
-def prove(node: Node, peer: NodeId, origin: str, *, leaf: int | None, from_size: int | None, size: int) -> tuple[tuple[bytes, ...], bytes]:
+def prove(
+    node: Node, peer: NodeId, origin: str, *, leaf: int | None, from_size: int | None, size: int
+) -> tuple[tuple[bytes, ...], bytes]:
     """Proof hashes and the signed head at `size`: inclusion of `leaf`, or consistency from `from_size`.
 
     Raises NotFoundError or MalformedError.
@@ -153,11 +155,15 @@ def prove(node: Node, peer: NodeId, origin: str, *, leaf: int | None, from_size:
         feed = out_feed(tx, peer)
         if origin != feed.origin:
             raise NotFoundError("no such feed")
-        leaves = tx.execute(
-            select(out_entries.c.leaf_hash)
-            .where(out_entries.c.peer == peer, out_entries.c.seq < size)
-            .order_by(out_entries.c.seq)
-        ).scalars().all()
+        leaves = (
+            tx.execute(
+                select(out_entries.c.leaf_hash)
+                .where(out_entries.c.peer == peer, out_entries.c.seq < size)
+                .order_by(out_entries.c.seq)
+            )
+            .scalars()
+            .all()
+        )
         note = head(node, tx, feed, size)
     if leaf is not None and leaf < size:
         return merkle.inclusion_proof(leaves, leaf), note

@@ -1,7 +1,7 @@
 """The inbox: what peers sent and this node may use.
 
-What a peer says is an assertion by that peer, stored with its name (I12); what is shown is read again from the stored bytes.
-Retention is checked at each use against the clock (I11).
+What a peer says is an assertion by that peer, stored with its name (I12); what is shown is read again from the stored
+bytes. Retention is checked at each use against the clock (I11).
 """
 
 from dataclasses import dataclass
@@ -66,8 +66,8 @@ class Content:
 def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: datetime) -> InboxState:
     """Files an admitted advisory and settles which revision is current.
 
-    The same revision with another core is EQUIVOCATION: both are kept, neither is current. A lower revision than the one
-    held is superseded; a new delivery of the same core supersedes the earlier one.
+    The same revision with another core is EQUIVOCATION: both are kept, neither is current. A lower revision than the
+    one held is superseded; a new delivery of the same core supersedes the earlier one.
     """
     same_name = (inbox.c.origin == advisory.origin) & (inbox.c.name == advisory.name)
     held = tx.execute(select(inbox).where(same_name, inbox.c.state.in_(_ANY_STATE))).all()
@@ -105,9 +105,7 @@ def withdraw(tx: Connection, peer: NodeId, seqs: tuple[int, ...]) -> None:
         .where(in_entries.c.peer == peer, in_entries.c.seq.in_(seqs))
         .values(data=None, outcome="withdrawn")
     )
-    tx.execute(
-        update(inbox).where(inbox.c.peer == peer, inbox.c.seq.in_(seqs)).values(state=InboxState.WITHDRAWN)
-    )
+    tx.execute(update(inbox).where(inbox.c.peer == peer, inbox.c.seq.in_(seqs)).values(state=InboxState.WITHDRAWN))
 
 
 def items(node: Node, *, every_state: bool = False) -> tuple[Item, ...]:
@@ -137,14 +135,19 @@ def items(node: Node, *, every_state: bool = False) -> tuple[Item, ...]:
 
 
 def content(node: Node, reference: str) -> Content:
-    """A received advisory by its number or its tracking id. Raises NotFoundError; HeldError once its retention has ended."""
+    """A received advisory by its number or its tracking id.
+
+    Raises NotFoundError; HeldError once its retention has ended.
+    """
     found = [item for item in items(node, every_state=True) if reference in (str(item.id), item.name)]
     found.sort(key=lambda item: item.state is not InboxState.CURRENT)
     if not found:
         raise NotFoundError(f"the inbox has no {reference}; see: apostille inbox list")
     item = found[0]
     if item.retain_until is not None and item.retain_until <= node.clock():
-        raise HeldError(f"{item.name}: its retention ended on {item.retain_until:%Y-%m-%d}; it may not be used any more")
+        raise HeldError(
+            f"{item.name}: its retention ended on {item.retain_until:%Y-%m-%d}; it may not be used any more"
+        )
     with read(node.engine) as tx:
         data = tx.execute(
             select(in_entries.c.data).where(in_entries.c.peer == item.peer, in_entries.c.seq == item.seq)

@@ -1,8 +1,8 @@
 """Private keys of a node: made by `init`, encrypted at rest, mode 0600.
 
-Each key is one PKCS #8 file, encrypted under the passphrase. Online keys lie in `keys/`, named by role and key id; root keys
-lie in `roots/` until the operator moves them offline. A key is decrypted when it is first needed, so commands that sign
-nothing need no passphrase. Which keys are current is what the node's own card says.
+Each key is one PKCS #8 file, encrypted under the passphrase. Online keys lie in `keys/`, named by role and key id;
+root keys lie in `roots/` until the operator moves them offline. A key is decrypted when it is first needed, so
+commands that sign nothing need no passphrase. Which keys are current is what the node's own card says.
 """
 
 from collections.abc import Callable

@@ -30,8 +30,8 @@ from node.store import database
 
 CARD_FILE = "card.json"
 DATABASE_FILE = "apostille.db"
-PASSPHRASE_FILE = "passphrase"
-PASSPHRASE_VARIABLE = "APOSTILLE_PASSPHRASE"
+PASSPHRASE_FILE = "passphrase"  # noqa: S105 - the name of a file
+PASSPHRASE_VARIABLE = "APOSTILLE_PASSPHRASE"  # noqa: S105 - the name of a variable
 DEFAULT_POLL_INTERVAL_S = 60
 _PASSPHRASE_BYTES = 32
 
@@ -42,7 +42,15 @@ def utc_now() -> datetime:
 
 
 def init_home(
-    home: Path, node: NodeId, jurisdiction: Country, listen: str, advertise: str, *, roots: int, threshold: int, packs: tuple[str, ...]
+    home: Path,
+    node: NodeId,
+    jurisdiction: Country,
+    listen: str,
+    advertise: str,
+    *,
+    roots: int,
+    threshold: int,
+    packs: tuple[str, ...],
 ) -> Card:
     """Makes a home: keys, card, settings, database. Raises UsageError; then nothing is left behind."""
     if not 1 <= threshold <= roots <= MAX_ROOT_KEYS:

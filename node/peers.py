@@ -1,8 +1,9 @@
 """Peers: enrolling their cards, distrusting them, and the keyring that follows.
 
-A card is self-signed by its own roots; that those roots are the right ones is for people, who compare the fingerprint's words
-by voice. A card of a peer that is known already must be signed by the roots that are known. Distrust is one person's act
-and takes effect at the next call; trusting again takes two people and is not offered here.
+A card is self-signed by its own roots; that those roots are the right ones is for people, who compare the
+fingerprint's words by voice. A card of a peer that is known already must be signed by the roots that are known.
+Distrust is one person's act and takes effect at the next call; trusting again takes two people and is not offered
+here.
 """
 
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ def fingerprint_words(roots: RootSet) -> str:
 def enrol(node: Node, data: bytes) -> Card:
     """Enrols the card in `data`, or a newer card of a peer that is known.
 
-    Raises RemoteError when the card does not hold, UsageError when it is our own, older than the one we know, or signed by
-    other roots.
+    Raises RemoteError when the card does not hold, UsageError when it is our own, older than the one we know, or
+    signed by other roots.
     """
     card = open_card(data)
     if card.node == node.id:
@@ -52,7 +53,12 @@ def enrol(node: Node, data: bytes) -> Card:
         if row is None:
             tx.execute(
                 insert(peers).values(
-                    node=card.node, card=data, card_version=card.version, trusted=1, enrolled_at=now, enrolled_by=node.actor
+                    node=card.node,
+                    card=data,
+                    card_version=card.version,
+                    trusted=1,
+                    enrolled_at=now,
+                    enrolled_by=node.actor,
                 )
             )
             _make_feeds(tx, node.id, card.node)
@@ -111,6 +117,8 @@ def _check_successor(old: Card, new: Card, *, trusted: bool) -> None:
     if not trusted:
         raise UsageError(f"{new.node} is distrusted; trusting it again takes two people")
     if new.roots != old.roots:
-        raise UsageError(f"{new.node}: this card has other root keys than the enrolled one; compare fingerprints by voice")
+        raise UsageError(
+            f"{new.node}: this card has other root keys than the enrolled one; compare fingerprints by voice"
+        )
     if new.version <= old.version:
         raise ConflictError(f"{new.node}: card {new.version} does not follow the enrolled card {old.version}")

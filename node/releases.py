@@ -1,8 +1,8 @@
 """Releasing: deciding what each peer gets, appending it to that peer's feed, and the account of it.
 
-A release signs the advisory if it was a draft, decides for each peer under the agreement in force, presents, and appends
-entry and ledger row in one transaction: no disclosure without its row (I14). Serving asks policy again (I11): what may no
-longer go is withdrawn in place of being sent.
+A release signs the advisory if it was a draft, decides for each peer under the agreement in force, presents, and
+appends entry and ledger row in one transaction: no disclosure without its row (I14). Serving asks policy again (I11):
+what may no longer go is withdrawn in place of being sent.
 """
 
 from collections.abc import Iterable
@@ -37,8 +37,8 @@ _NO_LONGER_PERMITTED = "no-longer-permitted"
 class Outcome:
     """What a release comes to for one peer.
 
-    `presented` is None when nothing may leave; `held` says why a person must look; `seq` is the entry's place in the feed,
-    None for a preview or when nothing was appended; `already` tells that the very same was released before.
+    `presented` is None when nothing may leave; `held` says why a person must look; `seq` is the entry's place in the
+    feed, None for a preview or when nothing was appended; `already` tells that the very same was released before.
     """
 
     peer: NodeId
@@ -83,7 +83,8 @@ def explain(node: Node, name: str, peer: NodeId) -> tuple[Summary, Outcome]:
 def withdraw_what_may_not_go(node: Node, card: Card, seqs: range) -> tuple[int, ...]:
     """Asks policy again about the entries `seqs` of the feed to a peer; takes back those that may no longer go.
 
-    Returns their sequence numbers. The withdrawal is an entry of the feed; the bytes are erased in the same transaction.
+    Returns their sequence numbers. The withdrawal is an entry of the feed; the bytes are erased in the same
+    transaction.
     """
     with read(node.engine) as tx:
         doubtful = _not_permitted(node, tx, card, seqs)
@@ -165,8 +166,9 @@ def _targets(node: Node, to: Iterable[NodeId]) -> tuple[Card, ...]:
 def _judge(node: Node, own: OwnAdvisory, card: Card, agreements: dict[bytes, Agreement]) -> Outcome:
     """The best outcome that an agreement in force allows; without one, everything is withheld."""
     covering = sorted((a for a in agreements.values() if a.covers(node.id, card.node)), key=lambda a: a.id)
-    outcomes = [_judge_under(node, own, card, agreement) for agreement in (covering or [None])]
-    return max(outcomes, key=_gain)
+    if not covering:
+        return _judge_under(node, own, card, None)
+    return max((_judge_under(node, own, card, agreement) for agreement in covering), key=_gain)
 
 
 def _judge_under(node: Node, own: OwnAdvisory, card: Card, agreement: Agreement | None) -> Outcome:

@@ -1,7 +1,7 @@
 """What a peer gets when it asks: pages of its feed, heads, proofs. Called by `node.rpc` with the card of whoever calls.
 
-Policy is asked again about every presentation that a page would carry (I11); what may no longer go is taken back first, and
-the page then carries its hash. Everything that leaves is signed here and now.
+Policy is asked again about every presentation that a page would carry (I11); what may no longer go is taken back
+first, and the page then carries its hash. Everything that leaves is signed here and now.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Page:
 def pull(node: Node, caller: Card, origin: str, cursor: int, receipt: bytes, max_items: int) -> Page:
     """The page after `cursor` of the feed to `caller`; takes its receipt in first.
 
-    Raises NotFoundError for a feed that is not the caller's, MalformedError for a cursor beyond the feed, and a RemoteError
-    for a receipt that does not hold.
+    Raises NotFoundError for a feed that is not the caller's, MalformedError for a cursor beyond the feed, and a
+    RemoteError for a receipt that does not hold.
     """
     if receipt:
         if len(receipt) > MAX_NOTE_BYTES:

@@ -1,9 +1,9 @@
 """Receiving: pulling a peer's feed until it is caught up.
 
-Each page is proved before anything in it is read, and committed whole: entries, inbox,
-cursor, edge and head in one transaction, by compare-and-swap on the cursor (I9). A receipt is signed afterwards, from the
-head that is durable then, and goes with the next call; a sync ends with an empty pull that carries the last one. One bad entry
-is quarantined and the feed goes on (I10); of what may not be kept, only leaf hash and rule are.
+Each page is proved before anything in it is read, and committed whole: entries, inbox, cursor, edge and head in one
+transaction, by compare-and-swap on the cursor (I9). A receipt is signed afterwards, from the head that is durable
+then, and goes with the next call; a sync ends with an empty pull that carries the last one. One bad entry is
+quarantined and the feed goes on (I10); of what may not be kept, only leaf hash and rule are.
 """
 
 from collections.abc import Callable
@@ -138,7 +138,9 @@ def load_state(node: Node, peer: NodeId) -> FeedState:
     if row is None:
         raise NotFoundError(f"no peer is called {peer}; see: apostille peer list")
     if row.frozen:
-        raise HeldError(f"the feed from {peer} is frozen: {row.frozen}. Two people must look at the evidence and heal it")
+        raise HeldError(
+            f"the feed from {peer} is frozen: {row.frozen}. Two people must look at the evidence and heal it"
+        )
     pending = tuple(ErasedItem(seq, bytes.fromhex(leaf_hash), eraser) for seq, leaf_hash, eraser in row.pending)
     return FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.largest, pending)
 

@@ -175,7 +175,8 @@ def with_products(decided: Iterable[ElementDecision]) -> tuple[ElementDecision, 
 def _decide_element(element: Element, ask: Callable[[frozenset[Category], Form], Answer]) -> ElementDecision:
     """Full if allowed, else generalised if allowed, else withheld; with what stopped the fuller form."""
     stopped: list[Rule] = []
-    for form, digest in ((Form.FULL, element.full), (Form.GENERALISED, element.generalised)):
+    # an element whose value was general from the start leaves whole when its full form may
+    for form, digest in ((Form.FULL, element.full or element.generalised), (Form.GENERALISED, element.generalised)):
         if digest is None:
             continue
         answer = ask(element.categories, form)

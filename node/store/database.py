@@ -1,8 +1,8 @@
 """Opening the database and its transactions.
 
-SQLite: write-ahead log, `synchronous=FULL` (NORMAL loses acknowledged commits at power loss), `secure_delete` so that erased
-bytes are overwritten, foreign keys on. A write transaction takes its lock when it begins, so that two processes on one
-home wait for each other at the start and never fail half-way.
+SQLite: write-ahead log, `synchronous=FULL` (NORMAL loses acknowledged commits at power loss), `secure_delete` so that
+erased bytes are overwritten, foreign keys on. A write transaction takes its lock when it begins, so that two processes
+on one home wait for each other at the start and never fail half-way.
 """
 
 from collections.abc import Iterator

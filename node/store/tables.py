@@ -1,7 +1,7 @@
 """The tables of a node, in SQLAlchemy Core. Timestamps are aware UTC both ways.
 
-Signed bytes are stored as they arrived or were made (I7). `out_*` is what this node sends, one feed a peer; `in_*` is what it
-receives. Leaf hashes are kept for ever; the bytes beside them may be erased.
+Signed bytes are stored as they arrived or were made (I7). `out_*` is what this node sends, one feed a peer; `in_*` is
+what it receives. Leaf hashes are kept for ever; the bytes beside them may be erased.
 """
 
 from datetime import UTC, datetime
@@ -34,14 +34,14 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ARG002
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError("an instant without a time zone cannot be stored")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         if value is None:
             return None
         moment: datetime = value

@@ -1,7 +1,7 @@
 """The examples that ship: valid, consistent, and fit to show what redaction does.
 
-The strictest test signs each one as its origin would, withholds one category at a time and lets the guard search what is
-left: no withheld term may recur, save in the one note that is there to be caught.
+The strictest test signs each one as its origin would, withholds one category at a time and lets the guard search what
+is left: no withheld term may recur, save in the one note that is there to be caught.
 """
 
 import ipaddress
@@ -36,10 +36,21 @@ CASES = sorted((EXAMPLES / "cases").glob("*.yaml"))
 ON_PURPOSE = ("fr/training-data-extraction.json", "/csaf/vulnerabilities/0/notes/0")
 NOW = datetime(2026, 11, 15, tzinfo=UTC)
 
-AI_MEMBERS = set(
-    "artifact_type developer deployer model observed taxonomy avid reproduction transferability safety_or_security"
-    " harm_class eu_ai_act_risk ai_assisted_discovery".split()
-)
+AI_MEMBERS = {
+    "artifact_type",
+    "developer",
+    "deployer",
+    "model",
+    "observed",
+    "taxonomy",
+    "avid",
+    "reproduction",
+    "transferability",
+    "safety_or_security",
+    "harm_class",
+    "eu_ai_act_risk",
+    "ai_assisted_discovery",
+}
 LABELLED = re.compile(
     r"/csaf/(?:document/(?:notes|references)"
     r"|vulnerabilities/\d+/(?:notes|references|remediations|threats|involvements))/\d+"
@@ -53,7 +64,7 @@ _IPV6 = re.compile(r"(?<![0-9a-f:])[0-9a-f]{1,4}(?::[0-9a-f]{0,4}){3,7}(?![0-9a-
 _URL = re.compile(r"https?://([^/\s\"?#]+)")
 _EMAIL = re.compile(r"[\w.+-]+@([\w.-]+\w)")
 _DOMAIN = re.compile(
-    r"\b(?:[a-z0-9-]+\.)+(?:com|org|net|io|ai|fr|de|in|eu|info|app|dev|cloud|co|gov|edu)\b", re.IGNORECASE
+    r"\b(?:[a-z0-9-]+\.)+(?:com|org|net|io|ai|fr|de|in|eu|info|app|dev|cloud|co|gov|edu)\b(?!\.?[\w-])", re.IGNORECASE
 )
 
 

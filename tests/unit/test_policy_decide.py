@@ -148,11 +148,11 @@ def test_each_element_goes_in_the_fullest_form_that_its_clause_allows() -> None:
     assert decision.shares_anything
 
 
-def test_what_may_leave_in_full_may_leave_generalised() -> None:
+def test_what_was_general_from_the_start_leaves_whole_when_its_full_form_may() -> None:
     only_general = element("/csaf/document/title", Category.IDENTIFICATION, full=False)
     decision = decided([only_general])
-    assert forms(decision) == [Form.GENERALISED]
-    assert ids(decision) == [["fr-in/1#basics:generalised"]]
+    assert forms(decision) == [Form.FULL]
+    assert ids(decision) == [["fr-in/1#basics:full"]]
 
 
 @pytest.mark.invariant("I2")
