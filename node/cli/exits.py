@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 
@@ -64,21 +63,17 @@ _CODES: tuple[tuple[type[ApostilleError], Code], ...] = (  # the first that fits
     (RemoteError, Code.BAD_PEER),
     (LocalError, Code.REFUSED),
 )
-_WHAT: ContextVar[str] = ContextVar("what")
 
 
 @contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Names the file or peer that an error inside is about, unless its own sentence does."""
-    token = _WHAT.set(str(what))
+    """Names the file or peer that a RemoteError inside is about, unless its own sentence does."""
     try:
         yield
     except RemoteError as e:
-        if str(what) not in str(e) and not hasattr(e, "about"):
-            e.about = str(what)  # type: ignore[attr-defined]  # said once, by the innermost place that knows
+        if str(what) not in str(e):
+            e.add_note(str(what))
         raise
-    finally:
-        _WHAT.reset(token)
 
 
 def code_of(error: ApostilleError) -> Code:
@@ -90,7 +85,7 @@ def sentence_of(error: ApostilleError) -> str:
     """What a person is told: the error's own sentence, the code of a remote error, and the home it is about."""
     text = str(error)
     if isinstance(error, RemoteError):
-        about = getattr(error, "about", None)
+        about = getattr(error, "__notes__", [""])[0]
         return f"{about}: {text} [{error.code}]" if about else f"{text} [{error.code}]"
     home = session.used_home()
     return f"{text} (home: {home})" if home is not None and str(home) not in text else text

@@ -1,0 +1,124 @@
+"""`apostille peer`: enrolling, listing and distrusting other nodes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from federation.errors import UsageError
+from node.cli import app as make
+from node.cli import exits, screen, session
+from node.cli.card import card_data, read_card_file, show_card
+
+if TYPE_CHECKING:
+    from federation.keyring import Card
+    from node.context import Node
+
+app = make.group(
+    "Other nodes whose cards are enrolled here.",
+    "apostille peer enrol cert.de.example.json",
+    "apostille peer list",
+)
+
+
+@make.command(
+    app,
+    "enrol",
+    "apostille peer enrol cert.de.example.json",
+    'apostille peer enrol card.json --fingerprint "twelve words that their operator read to you ..."',
+)
+def enrol(
+    file: Annotated[Path, typer.Argument(help="The peer's card, as `apostille card export` wrote it.")],
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="The twelve words as the peer's operator read them to you.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="The fingerprint was compared by other means.")] = False,
+    as_json: make.AsJson = False,
+) -> None:
+    """Enrols a peer. Its card is a file; that the file is theirs, you find out by comparing twelve words by voice.
+
+    A newer card of a peer that is known is taken without comparing, if the same root keys signed it.
+    """
+    from node import peers
+
+    data, card = read_card_file(file)
+    node = session.node()
+    if not _known(node, card):
+        _compare(card, fingerprint, yes)
+    with exits.reading(file):
+        peers.enrol(node, data)
+    session.wake()
+    if as_json:
+        screen.emit(card_data(card))
+        return
+    screen.note(f"Enrolled {card.node}, card version {card.version}. Nothing is shared with it before an agreement is in force.")
+    screen.note(f"Next: apostille agreement propose FILE, with {card.node} among its parties.")
+
+
+@make.command(app, "list", "apostille peer list", "apostille peer list --json")
+def list_peers(as_json: make.AsJson = False) -> None:
+    """Lists every peer, the distrusted ones too."""
+    from node import peers
+
+    found = peers.all_peers(session.node())
+    if as_json:
+        screen.emit([{**card_data(p.card), "trusted": p.trusted, "enrolled_at": p.enrolled_at} for p in found])
+        return
+    if not found:
+        screen.note("No peer is enrolled. Take one in with: apostille peer enrol CARD")
+        return
+    screen.table(
+        ("Peer", "Country", "Address", "Trust", "Card", "Keys until", "Enrolled"),
+        [
+            (
+                p.card.node,
+                p.card.jurisdiction,
+                p.card.endpoint,
+                "trusted" if p.trusted else "DISTRUSTED",
+                p.card.version,
+                min(key.valid_until for key in p.card.keys),
+                p.enrolled_at,
+            )
+            for p in found
+        ],
+    )
+
+
+@make.command(app, "distrust", "apostille peer distrust cert.de.example")
+def distrust(
+    peer: Annotated[str, typer.Argument(metavar="NODE", help="The peer's name, as `apostille peer list` shows it.")],
+) -> None:
+    """From now on, nothing is taken from this peer or given to it. Trusting it again takes two people."""
+    from federation.model import NodeId
+    from node import peers
+
+    peers.distrust(session.node(), NodeId(peer))
+    session.wake()
+    screen.note(f"{peer} is distrusted: nothing is exchanged with it any more.")
+
+
+def _known(node: "Node", card: "Card") -> bool:
+    from node import peers
+
+    return any(p.card.node == card.node and p.card.roots == card.roots for p in peers.all_peers(node))
+
+
+def _compare(card: "Card", fingerprint: str | None, yes: bool) -> None:
+    """The one step that no program can do: are these the right root keys? Raises UsageError or RefusedError."""
+    from node.peers import fingerprint_words
+
+    words = fingerprint_words(card.roots)
+    if fingerprint is not None:
+        if fingerprint.lower().split() != words.split():
+            raise exits.RefusedError(f"the card of {card.node} has another fingerprint than that: it was not enrolled")
+        return
+    if yes:
+        return
+    if not screen.is_person():
+        raise UsageError('nobody can be asked here: give --fingerprint "twelve words", or --yes if they were compared')
+    show_card(card)
+    screen.note("")
+    screen.note(f"Telephone {card.node}, at a number that did not come with the card, and let them read their words:")
+    screen.note(f"    {words}")
+    if not typer.confirm("Are they the same twelve words?", err=True):
+        raise exits.RefusedError(f"{card.node} was not enrolled; tell them that somebody sent you another card")

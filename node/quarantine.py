@@ -1,0 +1,79 @@
+"""Entries that a peer sent and this node did not use, with the reason: set aside (quarantined), or refused.
+
+Of what was quarantined the bytes are kept for inspection; of what law or agreement forbids to keep, only the leaf hash, the
+code and the rule are (I10). Reading only: what becomes of an entry is decided once, in `node.sync`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, func, select
+
+from federation.errors import NotFoundError
+from federation.model import NodeId
+from node.context import Node
+from node.store.database import read
+from node.store.tables import in_entries
+
+_SET_ASIDE = ("quarantined", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """One entry. `size` and `sha256` are None when its bytes are not kept; `code` is that of the error tree."""
+
+    peer: NodeId
+    seq: int
+    outcome: str
+    code: str
+    detail: str
+    leaf_hash: bytes
+    size: int | None
+    sha256: bytes | None
+    received_at: datetime
+
+
+def all_set_aside(node: Node) -> tuple[SetAside, ...]:
+    """Every entry that was set aside, newest first."""
+    query = select(in_entries).where(in_entries.c.outcome.in_(_SET_ASIDE))
+    with read(node.engine) as tx:
+        rows = tx.execute(query.order_by(in_entries.c.received_at.desc(), in_entries.c.seq.desc())).all()
+    return tuple(map(_set_aside, rows))
+
+
+def set_aside(node: Node, peer: NodeId, seq: int) -> tuple[SetAside, bytes | None]:
+    """One entry with its bytes, None when they are not kept. Raises NotFoundError."""
+    with read(node.engine) as tx:
+        row = tx.execute(
+            select(in_entries).where(
+                in_entries.c.peer == peer, in_entries.c.seq == seq, in_entries.c.outcome.in_(_SET_ASIDE)
+            )
+        ).one_or_none()
+    if row is None:
+        raise NotFoundError(f"entry {seq} of {peer} is not set aside; see: apostille quarantine list")
+    return _set_aside(row), row.data
+
+
+def count(node: Node) -> int:
+    """How many entries were set aside."""
+    with read(node.engine) as tx:
+        found: int = tx.execute(
+            select(func.count()).select_from(in_entries).where(in_entries.c.outcome.in_(_SET_ASIDE))
+        ).scalar_one()
+    return found
+
+
+def _set_aside(row: Row[Any]) -> SetAside:
+    return SetAside(
+        peer=NodeId(row.peer),
+        seq=row.seq,
+        outcome=row.outcome,
+        code=row.code or "",
+        detail=row.detail or "",
+        leaf_hash=row.leaf_hash,
+        size=None if row.data is None else len(row.data),
+        sha256=None if row.data is None else hashlib.sha256(row.data).digest(),
+        received_at=row.received_at,
+    )

@@ -1,0 +1,24 @@
+"""Every maximum of the network side, with its unit and the reason for it. Sizes of messages are in `federation.limits`."""
+
+CALLS_PER_SECOND = 50  # a peer that catches up over pages of 1 MiB makes about 40 calls a second at most
+CALL_BURST = 100  # calls that a quiet peer may make at once, such as after both were down
+CALLS_AT_ONCE = 2  # of one method by one peer: an honest sync makes one; a retry may overlap a call that timed out
+WORKER_THREADS = 4  # blocking work; one peer can hold half of them with pulls at most
+RPCS_AT_ONCE = 256  # all peers together; beyond it gRPC itself answers RESOURCE_EXHAUSTED
+AUDIT_INTERVAL_S = (
+    60  # one audit row for the same refusal of the same peer in that time: a flood must not fill the disk
+)
+
+MAX_STREAMS = 16  # of one connection: 20,000 rapid resets then cost a quarter of the processor time
+MAX_METADATA_BYTES = 8 << 10  # ours is under 1 KB
+HANDSHAKE_TIMEOUT_MS = 5_000  # a TLS handshake between continents takes under a second; a silent socket is closed
+IDLE_CONNECTION_MS = 300_000  # a sync opens its own connection, so an idle one is left over
+KEEPALIVE_MS = 60_000  # finds a dead connection while a call is open
+KEEPALIVE_TIMEOUT_MS = 20_000
+LEAST_PING_GAP_MS = 30_000  # a peer that pings more often is cut off
+PING_STRIKES = 2
+
+CONNECT_TIMEOUT_MS = 5_000
+PROBE_TIMEOUT_S = 2.0  # only to tell a refused key from a dead line, after a call has failed
+PULL_TIMEOUT_S = 60.0  # 5 MiB over a line of 1 Mbit/s take 42 s
+CALL_TIMEOUT_S = 15.0  # everything else is small
