@@ -204,7 +204,7 @@ def _score(vector: str, ids: list[str], name: str) -> JsonObject:
         score = CVSS3(vector)
     except CVSS3Error as e:
         raise UsageError(f"{name}: severity: cvss_v3: not a CVSS 3.0 or 3.1 vector") from e
-    return {"cvss_v3": json.loads(score.as_json(sort=True, minimal=True)), "products": ids}
+    return {"cvss_v3": dict(score.as_json(sort=True, minimal=True)), "products": ids}
 
 
 def _check_text(data: JsonObject, where: str) -> None:

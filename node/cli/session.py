@@ -114,6 +114,13 @@ def law_packs() -> tuple[str, ...]:
     return pack_names()
 
 
+def agreement_template() -> bytes:
+    """The commented agreement that ships, to start from."""
+    from importlib.resources import files
+
+    return files("config").joinpath("agreements", "template.yaml").read_bytes()
+
+
 @contextmanager
 def _bound(host: str) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET

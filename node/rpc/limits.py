@@ -1,4 +1,4 @@
-"""Every maximum of the network side, with its unit and the reason for it. Sizes of messages are in `federation.limits`."""
+"""Every maximum of the network side, with its unit and reason. Sizes of messages are in `federation.limits`."""
 
 CALLS_PER_SECOND = 50  # a peer that catches up over pages of 1 MiB makes about 40 calls a second at most
 CALL_BURST = 100  # calls that a quiet peer may make at once, such as after both were down

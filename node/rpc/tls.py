@@ -1,8 +1,8 @@
 """Mutual TLS without an authority: every node pins the certificates on the cards that it has enrolled.
 
-The chain only opens the connection. Who calls is decided by comparing the exact public key with the cards that are trusted
-at that moment, at every call, because an open connection outlives the trust in its peer. A client cannot ask gRPC which
-certificate the server showed; so a certificate is enrolled only if no other can be accepted in its place, see
+The chain only opens the connection. Who calls is decided by comparing the exact public key with the cards that are
+trusted at that moment, at every call, because an open connection outlives the trust in its peer. A client cannot ask gRPC
+which certificate the server showed; so a certificate is enrolled only if no other can be accepted in its place, see
 `check_certificate`. Making keys is `node.keys`' affair.
 """
 
@@ -42,7 +42,10 @@ def trusted_cards(node: Node) -> tuple[Card, ...]:
 
 
 def server_credentials(node: Node) -> grpc.ServerCredentials:
-    """Credentials that admit the holders of trusted cards, looked up again for each connection. Raises LockedError, UsageError."""
+    """Credentials that admit the holders of trusted cards, looked up again for each connection.
+
+    Raises LockedError, UsageError.
+    """
 
     def configuration() -> grpc.ServerCertificateConfiguration:
         now = node.clock()
@@ -55,7 +58,10 @@ def server_credentials(node: Node) -> grpc.ServerCredentials:
 
 
 def channel_credentials(node: Node, peer: Card) -> grpc.ChannelCredentials:
-    """Credentials that accept nothing but the certificates on `peer`'s card. Raises LockedError, UsageError, KeyringError."""
+    """Credentials that accept nothing but the certificates on `peer`'s card.
+
+    Raises LockedError, UsageError, KeyringError.
+    """
     now = node.clock()
     own = node.keys.tls(node.card, now)
     pinned = b"".join(_pem_of(key.public) for key in peer.valid_keys(Role.TLS, now))
@@ -65,8 +71,8 @@ def channel_credentials(node: Node, peer: Card) -> grpc.ChannelCredentials:
 def peer_of(auth_context: Mapping[str, Iterable[bytes]], cards: Iterable[Card], now: datetime) -> Card:
     """The card that holds the exact key of whoever is at the other end.
 
-    (1) one certificate was presented; (2) its public key is, byte for byte, that of a `tls` key valid now (3) on exactly
-    one of `cards`. Raises KeyringError.
+    (1) one certificate was presented; (2) its public key is, byte for byte, that of a `tls` key valid now
+    (3) on exactly one of `cards`. Raises KeyringError.
     """
     presented = tuple(auth_context.get("x509_pem_cert", ()))
     if len(presented) != 1:  # (1)

@@ -189,3 +189,9 @@ def test_a_hit_where_nothing_can_be_withheld_holds_the_release(path: str | None)
     before = decision(note=(Form.FULL, True), gone=(Form.WITHHELD, True))
     with pytest.raises(HeldError, match=r"\(person\) of /csaf/document/acknowledgments/0"):
         demote(before, [Hit(path, Kind.PERSON, AWAY)])
+
+
+def test_a_package_url_is_no_e_mail_address() -> None:
+    secret = Withheld("/csaf/product_tree", frozenset({Category.PRODUCT}), {"purl": "pkg:generic/lastwerk/serve@3.8.1"})
+    leaving = {"/csaf/document/notes/0": {"text": "Update to serve 3.8.1."}}
+    assert search(leaving, {}, [secret]) == ()

@@ -1,0 +1,200 @@
+"""`apostille advisory`: this node's own advisories. Importing and releasing have modules of their own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from federation.model import Category, Tlp
+from node.cli import app as make
+from node.cli import screen, session
+
+if TYPE_CHECKING:
+    from node.advisories import Imported, Summary
+
+app = make.group(
+    "This node's own advisories: drafted or imported, labelled, then released. A release signs an advisory once and gives each "
+    "peer the parts that law and agreement allow.",
+    "apostille advisory import advisories/ --tlp AMBER",
+    "apostille advisory release CERT-FR-2026-0131 --dry-run",
+    "apostille advisory release CERT-FR-2026-0131",
+)
+
+To = Annotated[
+    list[str] | None, typer.Option("--to", metavar="PEER", help="Only to this peer; may be given several times.")
+]
+
+
+@make.command(app, "draft", "apostille advisory draft FR-2026-017")
+def draft(
+    case: Annotated[str, typer.Argument(help="The case's name.")],
+    as_json: make.AsJson = False,
+) -> None:
+    """Drafts an advisory from a case. Only named fields are copied: internal notes and the reporter stay behind."""
+    from node import cases
+
+    made = cases.draft(session.node(), case)
+    if as_json:
+        screen.emit(imported_data(made))
+        return
+    name = made.advisory.name
+    screen.note(f"Drafted {name}." if made.fresh else f"{name} was drafted from this case before; nothing changed.")
+    say_unlabelled(made)
+    screen.note(f"Next: apostille advisory release {name} --dry-run")
+
+
+@make.command(
+    app,
+    "import",
+    "apostille advisory import advisory.json",
+    "apostille advisory import exports/ --tlp GREEN --release --to cert.de.example",
+)
+def import_files(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="CSAF documents as JSON, or folders of them.")],
+    tlp: Annotated[
+        Tlp | None, typer.Option(case_sensitive=False, help="The TLP label for documents that carry none.")
+    ] = None,
+    release: Annotated[bool, typer.Option("--release", help="Release each one right after it is imported.")] = False,
+    to: To = None,
+    as_json: make.AsJson = False,
+) -> None:
+    """Imports advisories from files and folders. What is here already is counted, so an interrupted import is simply repeated.
+
+    A file that is refused does not stop the others; its reason is listed, and the exit code is 1.
+    """
+    from node.cli import importing
+
+    importing.run(paths, tlp, release=release, to=to or [], as_json=as_json)
+
+
+@make.command(
+    app, "label", "apostille advisory label CERT-FR-2026-0131 /csaf/vulnerabilities/0/notes/1 exploit"
+)
+def label(
+    name: Annotated[str, typer.Argument(help="The advisory's name.")],
+    pointer: Annotated[str, typer.Argument(help="The part, as a JSON pointer that begins with /csaf or /ai.")],
+    category: Annotated[Category, typer.Argument(help="What kind of information it holds.")],
+) -> None:
+    """Marks one part of a draft as more sensitive than its place says. Marking only ever narrows what is shared."""
+    from node import advisories
+
+    advisories.label(session.node(), name, pointer, category)
+    screen.note(f"{pointer} of {name} is {category} from now on.")
+
+
+@make.command(
+    app,
+    "release",
+    "apostille advisory release CERT-FR-2026-0131 --dry-run",
+    "apostille advisory release CERT-FR-2026-0131 --to cert.de.example",
+)
+def release(
+    name: Annotated[str, typer.Argument(help="The advisory's name.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would leave; sign and send nothing.")] = False,
+    to: To = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every part, not only the rules.")] = False,
+    as_json: make.AsJson = False,
+) -> None:
+    """Decides what each peer gets of an advisory, by law and agreement, and puts it into that peer's feed.
+
+    The first release signs it; from then on it cannot be changed. Without --to it goes to every trusted peer. Exit code 1
+    when nothing leaves for anybody, 6 when something is held for a person to look at.
+    """
+    from node.cli import releasing
+
+    releasing.run(name, to or [], dry_run=dry_run, verbose=verbose, as_json=as_json)
+
+
+@make.command(app, "list", "apostille advisory list")
+def list_advisories(as_json: make.AsJson = False) -> None:
+    """Lists this node's own advisories."""
+    from node import advisories
+
+    found = advisories.all_advisories(session.node())
+    if as_json:
+        screen.emit([summary_data(summary) for summary in found])
+        return
+    if not found:
+        screen.note("There is no advisory. Take some in with: apostille advisory import PATH")
+        return
+    screen.table(
+        ("Advisory", "#Rev.", "TLP", "Risk tier", "State", "Embargo until", "Title"),
+        [
+            (s.name, s.revision, s.handling.tlp, s.handling.tier, s.state, s.handling.embargo_until, s.title)
+            for s in found
+        ],
+    )
+
+
+@make.command(
+    app,
+    "show",
+    "apostille advisory show CERT-FR-2026-0131",
+    "apostille advisory show CERT-FR-2026-0131 --as-peer cert.de.example --json",
+)
+def show(
+    name: Annotated[str, typer.Argument(help="The advisory's name.")],
+    as_peer: Annotated[
+        str | None, typer.Option(metavar="PEER", help="The document as this peer would get it now.")
+    ] = None,
+    as_json: make.AsJson = False,
+) -> None:
+    """Shows an advisory: whole, or as one peer would get it."""
+    from node.cli import document, releasing
+
+    if as_peer is None:
+        from node import advisories
+
+        summary, csaf, ai = advisories.content(session.node(), name)
+    else:
+        summary, csaf, ai = releasing.seen_by(name, as_peer)
+    if as_json:
+        screen.emit({**summary_data(summary), "as_peer": as_peer, "csaf": csaf, "ai": ai})
+        return
+    handling = summary.handling
+    screen.facts(
+        [
+            ("Advisory", f"{summary.name}, revision {summary.revision}"),
+            ("State", summary.state),
+            ("As seen by", as_peer or "its author"),
+            ("TLP", handling.tlp),
+            ("Risk tier", handling.tier),
+            ("May be used for", handling.purposes),
+            ("May be kept in", "any country" if handling.storage is None else handling.storage),
+            ("Embargo until", handling.embargo_until),
+        ]
+    )
+    document.show(csaf, ai)
+
+
+def say_unlabelled(made: "Imported") -> None:
+    """Tells of parts that no label covers: they are never shared."""
+    if made.unlabelled:
+        paths = ", ".join(made.unlabelled[:3]) + (" …" if len(made.unlabelled) > 3 else "")
+        screen.note(f"{made.advisory.name}: {len(made.unlabelled)} parts have no label and are never shared: {paths}")
+
+
+def summary_data(summary: "Summary") -> dict[str, Any]:
+    """An advisory for scripts."""
+    handling = summary.handling
+    return {
+        "advisory": summary.name,
+        "revision": summary.revision,
+        "title": summary.title,
+        "state": summary.state,
+        "created_at": summary.created_at,
+        "tlp": handling.tlp,
+        "tier": handling.tier,
+        "home": handling.home,
+        "purposes": handling.purposes,
+        "onward": handling.onward,
+        "storage": handling.storage,
+        "recipients": handling.recipients,
+        "embargo_until": handling.embargo_until,
+        "retain_until": handling.retain_until,
+    }
+
+
+def imported_data(made: "Imported") -> dict[str, Any]:
+    """What came of one file or case, for scripts."""
+    return {"advisory": made.advisory.name, "fresh": made.fresh, "unlabelled": made.unlabelled}

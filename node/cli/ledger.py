@@ -1,0 +1,89 @@
+"""`apostille ledger`: the account of every disclosure."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from node.cli import app as make
+from node.cli import screen, session
+
+if TYPE_CHECKING:
+    from node.releases import LedgerRow
+
+app = make.group(
+    "The account of every disclosure: what went to whom, which parts, under which agreement and rules, released by whom.",
+    "apostille ledger list",
+    "apostille ledger list --peer cert.de.example --json",
+)
+
+
+@make.command(
+    app,
+    "list",
+    "apostille ledger list --peer cert.de.example",
+    "apostille ledger list --advisory CERT-FR-2026-0131 --elements",
+)
+def list_rows(
+    peer: Annotated[str | None, typer.Option(metavar="PEER", help="Only what went to this peer.")] = None,
+    advisory: Annotated[str | None, typer.Option(metavar="NAME", help="Only this advisory.")] = None,
+    elements: Annotated[bool, typer.Option("--elements", help="Every part with its form and the rules that decided.")] = False,
+    as_json: make.AsJson = False,
+) -> None:
+    """Lists disclosures, oldest first. Acknowledged: the peer has signed that it holds the entry durably."""
+    from federation.model import Form, NodeId
+    from node import releases
+
+    rows = releases.ledger_rows(session.node(), NodeId(peer) if peer is not None else None, advisory)
+    if as_json:
+        screen.emit([_data(row, elements=elements) for row in rows])
+        return
+    if not rows:
+        screen.note("Nothing was disclosed.")
+        return
+    if not elements:
+        screen.table(
+            ("When", "By", "Peer", "#Entry", "Advisory", "#Rev.", "#Full", "#Gen.", "#Withheld", "Agreement", "State"),
+            [
+                (
+                    row.at,
+                    row.by,
+                    row.peer,
+                    row.seq,
+                    row.name,
+                    row.revision,
+                    *(sum(f is form for _, f, _ in row.elements) for form in (Form.FULL, Form.GENERALISED, Form.WITHHELD)),
+                    row.agreement_digest.hex()[:12],
+                    _state(row),
+                )
+                for row in rows
+            ],
+        )
+        return
+    for row in rows:
+        screen.heading(f"{row.name} revision {row.revision} to {row.peer}, entry {row.seq}, {screen.cell(row.at)} by {row.by}")
+        screen.facts([("  agreement", row.agreement_digest), ("  core", row.core_digest), ("  state", _state(row))])
+        screen.table(("Part", "Form", "Rules"), row.elements)
+
+
+def _state(row: "LedgerRow") -> str:
+    if row.withdrawn_at is not None:
+        return f"withdrawn {screen.cell(row.withdrawn_at)}"
+    return "acknowledged" if row.receipt else "not yet fetched"
+
+
+def _data(row: "LedgerRow", *, elements: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "at": row.at,
+        "by": row.by,
+        "peer": row.peer,
+        "entry": row.seq,
+        "advisory": row.name,
+        "revision": row.revision,
+        "core_digest": row.core_digest,
+        "agreement": row.agreement_digest,
+        "withdrawn_at": row.withdrawn_at,
+        "acknowledged": row.receipt,
+    }
+    if elements:
+        data["elements"] = [{"path": path, "form": form, "rules": rules} for path, form, rules in row.elements]
+    return data
