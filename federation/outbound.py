@@ -12,11 +12,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from federation import csaf, handling, sdjwt
 from federation.elements import elements, selection
-from federation.errors import HeldError, UsageError
+from federation.errors import HeldError, MalformedError, UsageError
 from federation.labels import LabelSet
 from federation.limits import MAX_ENTRY_BYTES
 from federation.marking import issue_claims
@@ -86,8 +86,12 @@ class Presented:
 
 
 def tracking_name(document: JsonObject) -> str:
-    """The tracking id of a CSAF document that is valid."""
-    name: str = document["document"]["tracking"]["id"]
+    """The tracking id of a CSAF document, valid or not. Raises MalformedError when it has none."""
+    name: Any = document
+    for member in ("document", "tracking", "id"):
+        name = name.get(member) if isinstance(name, dict) else None
+    if not isinstance(name, str) or not name:
+        raise MalformedError("not a CSAF document: /document/tracking/id is missing")
     return name
 
 
@@ -183,7 +187,12 @@ def _withheld(decision: Decision, nodes: tuple[Node, ...]) -> tuple[Withheld, ..
 
 
 def _narrow_to_valid(decision: Decision, opened: Processed) -> Decision | None:
-    """A narrower decision when the document that would leave is not valid CSAF; None when it is."""
+    """A narrower decision when the document that would leave is not valid CSAF; None when it is.
+
+    With every element in full it is the document that `check_draft` judged, so it is not judged again.
+    """
+    if all(e.form is Form.FULL for e in decision.elements):
+        return None
     problems = csaf.problems(opened.claims["csaf"])
     if not problems:
         return None

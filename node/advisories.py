@@ -67,7 +67,6 @@ def import_file(node: Node, data: bytes, what: str, *, tlp: Tlp | None) -> Impor
     """
     content = strictjson.decode_object(data, max_bytes=MAX_DOCUMENT_BYTES, what=what)
     document, ai, raised, given = _split(content, what)
-    csaf.check(document)
     draft = Draft(
         origin=node.id,
         name=outbound.tracking_name(document),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -72,7 +73,8 @@ class _Demo:
         self._verbose = verbose
         self._where = where
         self.sites = tuple(
-            Site(NodeId(f"cert.{folder}.example"), folder.upper(), folder, where / folder) for folder in ("fr", "de", "in")
+            Site(NodeId(f"cert.{folder}.example"), folder.upper(), folder, where / folder)
+            for folder in ("fr", "de", "in")
         )
 
     def play(self) -> None:
@@ -85,7 +87,10 @@ class _Demo:
             step("enrol each other's cards, fingerprints compared", self._enrol)
             with self._serving(step) as processes:
                 agreement.write_bytes((examples / "agreement.yaml").read_bytes())
-                step("propose the agreement in France", lambda: self._call(self.sites[0], "agreement", "propose", str(agreement)))
+                step(
+                    "propose the agreement in France",
+                    lambda: self._call(self.sites[0], "agreement", "propose", str(agreement)),
+                )
                 step("countersign it in Germany and India", self._countersign)
                 with resources.as_file(examples) as folder:
                     step("import and release twelve advisories", lambda: self._release(folder))
@@ -144,6 +149,9 @@ class _Demo:
         receiver = self.sites[2]
         self._call(receiver, "inbox", "export", _SHOWN, "--format", "sd-jwt", "--out", str(compact))
 
+    def _is_serving(self, site: Site) -> bool:
+        return bool(self._json(site, "status")["serving"])
+
     @contextmanager
     def _serving(self, step: Callable[[str, Callable[[], None]], None]) -> Iterator[list[subprocess.Popen[str]]]:
         processes: list[subprocess.Popen[str]] = []
@@ -152,10 +160,12 @@ class _Demo:
             for site in self.sites:
                 log = (site.home / "serve.out").open("w", encoding="utf-8")
                 processes.append(
-                    subprocess.Popen(self._command(site, "serve"), stdout=log, stderr=log, env=self._environment(), text=True)
+                    subprocess.Popen(
+                        self._command(site, "serve"), stdout=log, stderr=log, env=self._environment(), text=True
+                    )
                 )
             for site in self.sites:
-                self._until(f"{site.node} to serve", lambda site=site: self._json(site, "status")["serving"])
+                self._until(f"{site.node} to serve", partial(self._is_serving, site))
 
         try:
             step("start three servers on loopback", start)
@@ -209,7 +219,13 @@ class _Demo:
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[str, Callable[[], Any]], None]]:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task("", total=8)
 
@@ -235,7 +251,9 @@ class _Demo:
             row.extend(_cell(cells.get(site.node), legend) for site in self.sites)
             table.add_row(*row)
         self._console.print(table)
-        self._console.print("● in full  ◐ generalised  ○ withheld, in elements of the document. The rules that decided:\n")
+        self._console.print(
+            "● in full  ◐ generalised  ○ withheld, in elements of the document. The rules that decided:\n"
+        )
         self._console.print(legend.table())
         self._console.print(_verified(compact, self.sites), highlight=False)
 
@@ -279,7 +297,8 @@ def _outcomes(sites: tuple[Site, ...]) -> dict[tuple[str, str, str], dict[NodeId
         for advisory in advisories.all_advisories(node):
             _, outcomes = releases.preview(node, advisory.name)
             found[advisory.name, advisory.title, advisory.handling.tlp] = {
-                outcome.peer: (outcome.decision, acknowledged.get((advisory.name, outcome.peer))) for outcome in outcomes
+                outcome.peer: (outcome.decision, acknowledged.get((advisory.name, outcome.peer)))
+                for outcome in outcomes
             }
     return found
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Connection, Row, func, select
 
 from federation.errors import NotFoundError
 from federation.model import NodeId
@@ -56,12 +56,10 @@ def set_aside(node: Node, peer: NodeId, seq: int) -> tuple[SetAside, bytes | Non
     return _set_aside(row), row.data
 
 
-def count(node: Node) -> int:
+def count(tx: Connection) -> int:
     """How many entries were set aside."""
-    with read(node.engine) as tx:
-        found: int = tx.execute(
-            select(func.count()).select_from(in_entries).where(in_entries.c.outcome.in_(_SET_ASIDE))
-        ).scalar_one()
+    query = select(func.count()).select_from(in_entries).where(in_entries.c.outcome.in_(_SET_ASIDE))
+    found: int = tx.execute(query).scalar_one()
     return found
 
 

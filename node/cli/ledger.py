@@ -82,7 +82,7 @@ def _data(row: "LedgerRow", *, elements: bool) -> dict[str, Any]:
         "core_digest": row.core_digest,
         "agreement": row.agreement_digest,
         "withdrawn_at": row.withdrawn_at,
-        "acknowledged": row.receipt,
+        "receipt": row.receipt,
     }
     if elements:
         data["elements"] = [{"path": path, "form": form, "rules": rules} for path, form, rules in row.elements]

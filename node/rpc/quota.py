@@ -27,14 +27,14 @@ class _Share:
 
 
 class Quota:
-    """The shares of all peers. `now_s` is any clock that never goes back, in seconds. Safe to use from several threads."""
+    """The shares of all peers. `now_s` is any clock that never goes back, in seconds. Safe for several threads."""
 
     def __init__(self) -> None:
         self._shares: dict[NodeId, _Share] = {}
         self._lock = threading.Lock()
 
     def enter(self, peer: NodeId, method: str, now_s: float) -> None:
-        """Takes a call's worth from the share of `peer`; `leave` must follow. Raises OverQuotaError, and takes nothing."""
+        """Takes one call from the share of `peer`; `leave` must follow. Raises OverQuotaError, and takes nothing."""
         with self._lock:
             share = self._shares.setdefault(peer, _Share(CALL_BURST, now_s))
             share.tokens = min(CALL_BURST, share.tokens + (now_s - share.at_s) * CALLS_PER_SECOND)

@@ -1,8 +1,8 @@
 """The gRPC server: four calls and health, each behind one guard.
 
 The guard identifies the caller by its exact key at every call, holds it to its quota, refuses unknown fields, runs the
-call in a bounded number of threads, and turns errors into status: a peer gets a neutral word, the reason stays in our audit
-row. Streams are not offered. What the calls do is decided in `node.serving`.
+call in a bounded number of threads, and turns errors into status: a peer gets a neutral word, the reason stays in our
+audit row. Streams are not offered. What the calls do is decided in `node.serving`.
 """
 
 import asyncio
@@ -11,12 +11,14 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy.exc import SQLAlchemyError
 
 from federation.entries import ErasedItem, refuse_unknown
 from federation.errors import (
@@ -129,7 +131,7 @@ class Guard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a call, guarded; None, which gRPC answers with UNIMPLEMENTED, for streams and unknown methods."""
+        """The handler of a call, guarded; None (gRPC answers UNIMPLEMENTED) for streams and unknown methods."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return None
@@ -148,23 +150,24 @@ class Guard(grpc.aio.ServerInterceptor):
         context: grpc.aio.ServicerContext[bytes, Message],
     ) -> Message:
         """(1) who calls, by exact key; (2) within its quota; (3) the request, without unknown fields; (4) the call."""
-        now_s, caller = asyncio.get_running_loop().time(), _NOBODY
+        now_s, caller = asyncio.get_running_loop().time(), None
         try:
-            card = await asyncio.wrap_future(self._threads.submit(self._identify, context))  # (1)
-            caller = card.node
-            self._quota.enter(card.node, method, now_s)  # (2)
-            work: Future[Message] = self._threads.submit(_call, method, handler, data, card)  # (3) (4)
+            caller = await asyncio.wrap_future(self._threads.submit(self._identify, context))  # (1)
+            self._quota.enter(caller.node, method, now_s)  # (2)
+            work: Future[Message] = self._threads.submit(_call, method, handler, data, caller)  # (3) (4)
             # a cancelled call gives its place back when its thread is done, not before
-            work.add_done_callback(lambda _: self._quota.leave(card.node, method))
+            work.add_done_callback(partial(self._leave, caller.node, method))
             return await asyncio.wrap_future(work)
         except Exception as e:  # noqa: BLE001 - the boundary: whatever it is, the peer gets a neutral word
-            code, word = (
-                (grpc.StatusCode.UNAUTHENTICATED, STRANGER)
-                if caller is _NOBODY and isinstance(e, KeyringError)
-                else refusal_of(e)
-            )
-            await asyncio.wrap_future(self._threads.submit(self._account, caller, method, code, e, now_s))
-        await context.abort(code, word)
+            code, word = refusal_of(e)
+            if caller is None and isinstance(e, KeyringError):
+                code, word = grpc.StatusCode.UNAUTHENTICATED, STRANGER
+            name = _NOBODY if caller is None else caller.node
+            await asyncio.wrap_future(self._threads.submit(self._account, name, method, code, e, now_s))
+        return await context.abort(code, word)
+
+    def _leave(self, peer: NodeId, method: str, _done: Future[Message]) -> None:
+        self._quota.leave(peer, method)
 
     def _identify(self, context: grpc.aio.ServicerContext[bytes, Message]) -> Card:
         return peer_of(context.auth_context(), trusted_cards(self._node), self._node.clock())
@@ -181,9 +184,12 @@ class Guard(grpc.aio.ServerInterceptor):
             _log.error("call failed", peer=caller, method=method, error=reason, at=logs.place(error))
         else:
             _log.info("call refused", peer=caller, method=method, status=code.name, reason=reason)
-        with write(self._node.engine) as tx:
-            detail = f"{code.name} {reason}"
-            record(tx, at=self._node.clock(), by=caller, act="rpc.refuse", subject=method, detail=detail)
+        try:
+            with write(self._node.engine) as tx:
+                detail = f"{code.name} {reason}"
+                record(tx, at=self._node.clock(), by=caller, act="rpc.refuse", subject=method, detail=detail)
+        except SQLAlchemyError as e:  # the answer must be a refusal all the same, in neutral words
+            _log.error("audit failed", peer=caller, method=method, error=type(e).__name__, at=logs.place(e))
 
 
 class RunningServer:
@@ -212,7 +218,9 @@ async def start(node: Node, on_notify: Callable[[NodeId], None]) -> RunningServe
     server = grpc.aio.server(
         interceptors=(Guard(node, threads),), options=_OPTIONS, maximum_concurrent_rpcs=limits.RPCS_AT_ONCE
     )
-    exchange_pb2_grpc.add_ExchangeServicer_to_server(ExchangeServicer(node, on_notify), server)
+    exchange_pb2_grpc.add_ExchangeServicer_to_server(  # type: ignore[no-untyped-call]  # generated code
+        ExchangeServicer(node, on_notify), server
+    )
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
     host, _, _ = node.listen.rpartition(":")
     try:

@@ -1,9 +1,9 @@
 """Mutual TLS without an authority: every node pins the certificates on the cards that it has enrolled.
 
 The chain only opens the connection. Who calls is decided by comparing the exact public key with the cards that are
-trusted at that moment, at every call, because an open connection outlives the trust in its peer. A client cannot ask gRPC
-which certificate the server showed; so a certificate is enrolled only if no other can be accepted in its place, see
-`check_certificate`. Making keys is `node.keys`' affair.
+trusted at that moment, at every call, because an open connection outlives the trust in its peer. A client cannot ask
+gRPC which certificate the server showed; so a certificate is enrolled only if no other can be accepted in its place,
+see `check_certificate`. Making keys is `node.keys`' affair.
 """
 
 from collections.abc import Iterable, Mapping

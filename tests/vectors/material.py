@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from federation import agreement, ed25519, entries, jws, keyring, merkle, outbound, strictjson
+from federation import agreement, ed25519, entries, keyring, merkle, outbound, strictjson
 from federation.base64url import b64url
 from federation.checkpoint import Checkpoint, cosign, origin_line, sign
 from federation.elements import selection
@@ -84,7 +84,7 @@ def online(role: Role, raw: bytes, begin: datetime = BEGIN, end: datetime = END)
     return OnlineKey(role, key_id(role, raw), raw, begin, end)
 
 
-def card(node: NodeId, country: str) -> Card:
+def card(node: NodeId, country: str, *more: OnlineKey) -> Card:
     keys = [online(role, public(f"{node} {role}")) for role in (Role.ISSUE, Role.FEED, Role.RECEIPT)]
     roots = RootSet(2, tuple(public(f"{node} root {number}") for number in (1, 2, 3)))
     return Card(
@@ -95,7 +95,7 @@ def card(node: NodeId, country: str) -> Card:
         protocols=(keyring.PROTOCOL_VERSION,),
         endpoint=f"{node}:7443",
         roots=roots,
-        keys=(*keys, online(Role.TLS, certificate(node))),
+        keys=(*keys, online(Role.TLS, certificate(node)), *more),
     )
 
 
@@ -118,11 +118,9 @@ def card_text(made: Card) -> str:
     return document(made.payload(), keyring.JWS_TYPE, root_signers(made.node, 1, 2))
 
 
-CARDS = {node: card(node, country) for node, country in ((FR, "FR"), (DE, "DE"), (IN, "IN"))}
+OLD_KEY = online(Role.ISSUE, public(f"{FR} old issue"), BEGIN - timedelta(days=400), BEGIN)
+CARDS = {FR: card(FR, "FR", OLD_KEY), DE: card(DE, "DE"), IN: card(IN, "IN")}
 CARD_TEXTS = [card_text(made) for made in CARDS.values()]
-_old_key = online(Role.ISSUE, public(f"{FR} old issue"), BEGIN - timedelta(days=400), BEGIN)
-CARDS[FR] = replace(CARDS[FR], version=2, keys=(*CARDS[FR].keys, _old_key))
-CARD_TEXTS[0] = card_text(CARDS[FR])
 
 AGREEMENT_YAML = """\
 agreement: fr-de-in-2026
@@ -264,13 +262,6 @@ def root_of(items: Iterable[bytes]) -> bytes:
     return merkle.root(merkle.leaf_hash(item) for item in items)
 
 
-def keyring_of(texts: Iterable[str]) -> keyring.Keyring:
-    return keyring.Keyring({c.node: c for c in (keyring.open_card(text.encode()) for text in texts)})
-
-
 def presentation(made: Made, disclosures: Iterable[bytes]) -> Presentation:
     return Presentation(made.own.core, tuple(disclosures))
 
-
-def jws_payload(text: str) -> bytes:
-    return jws.parse(text.encode(), typ=json.loads(text).get("typ", "card+jws"), max_bytes=1 << 20).payload

@@ -1,0 +1,234 @@
+"""Is a home fit to run? A list of findings, each with what to do. Nothing is changed, and no finding stops the next check.
+
+Works where `node.main.open_node` refuses: that is when people ask. Checked are the folder's modes, settings, card, keys and
+passphrase, database, clock, disk, law packs and labels, agreements near their end, and whether the packages that are loaded
+are the ones that were installed: `config` and `node` are common names.
+"""
+
+import base64
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import DatabaseError
+
+from config import data
+from config.settings import Settings
+from federation.errors import ApostilleError, LocalError
+from federation.keyring import Card
+from federation.labels import load as load_labels
+from federation.model import Role
+from node import agreements, keys, main
+from node.store import database
+from node.store.tables import audit
+
+_NEAR_END: Final = timedelta(days=30)  # keys and agreements: time enough to make and sign new ones
+_DISK_FAIL: Final = 100 << 20  # bytes; SQLite needs room for its log to commit at all
+_DISK_WARN: Final = 1 << 30
+_CLOCK_TOLERANCE: Final = timedelta(minutes=5)
+_PACKAGES: Final = ("config", "federation", "node", "protos")
+
+
+class Verdict(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found, and what to do about it; `advice` is empty when there is nothing to do."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+def examine(home: Path) -> tuple[Finding, ...]:
+    """Every finding about `home`, in the order in which a person would mend things. Raises UsageError when it is no home."""
+    chosen = main.read_settings(home)
+    now = main.utc_now()
+    return (
+        Finding("settings", Verdict.OK, f"{chosen.node} in {chosen.jurisdiction}, listens on {chosen.listen}"),
+        *_modes(home),
+        *_card_and_keys(home, chosen, now),
+        *_guarded("database", "restore it from a backup", lambda: _database(home, chosen, now)),
+        *_guarded("law packs", "mend law_packs in apostille.yaml", lambda: _rules(chosen)),
+        *_guarded("agreements", "mend what is named above first", lambda: _agreements(home, now)),
+        _disk(home),
+        _installation(),
+    )
+
+
+def _guarded(check: str, advice: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from look()
+    except (ApostilleError, DatabaseError, OSError) as e:
+        # A driver's text names its statement and values: only its class is told.
+        yield Finding(check, Verdict.FAIL, str(e) if isinstance(e, ApostilleError) else type(e).__name__, advice)
+
+
+def _modes(home: Path) -> Iterator[Finding]:
+    private = [home, home / "keys", home / "roots", home / main.PASSPHRASE_FILE, home / main.DATABASE_FILE]
+    private += [*home.glob("keys/*.pem"), *home.glob("roots/*.pem")]
+    open_to_others = [path for path in private if path.exists() and path.stat().st_mode & 0o077]
+    if open_to_others:
+        names = ", ".join(str(path) for path in open_to_others)
+        yield Finding("file modes", Verdict.FAIL, f"others can read {names}", f"chmod go-rwx {names}")
+    else:
+        yield Finding("file modes", Verdict.OK, "only the owner can read keys, passphrase and database")
+
+
+def _card_and_keys(home: Path, chosen: Settings, now: datetime) -> Iterator[Finding]:
+    try:
+        _, card = main.read_card(home, chosen)
+    except LocalError as e:
+        yield Finding("card", Verdict.FAIL, str(e), f"restore {main.CARD_FILE} from a backup")
+        return
+    yield _clock("clock", card.issued_at, "this node's card was signed", now)
+    yield _card(card, now)
+    yield _endpoint(card, chosen)
+    yield _keys(home, card, now)
+    yield _roots(home)
+
+
+def _card(card: Card, now: datetime) -> Finding:
+    ended = sorted({key.role for key in card.keys} - {key.role for key in card.keys if key.valid_at(now)})
+    soonest = min(max(key.valid_until for key in card.keys if key.role is role) for role in Role)
+    if ended:
+        return Finding("card", Verdict.FAIL, f"no valid {', '.join(ended)} key", "sign a new card and give it to every peer")
+    until = f"its keys are valid until {soonest:%Y-%m-%d}"
+    if soonest - now < _NEAR_END:
+        return Finding("card", Verdict.WARN, until, "sign a new card and give it to every peer")
+    return Finding("card", Verdict.OK, until)
+
+
+def _endpoint(card: Card, chosen: Settings) -> Finding:
+    if card.endpoint != chosen.advertise:
+        found = f"the card says {card.endpoint}, the settings advertise {chosen.advertise}"
+        return Finding("address", Verdict.WARN, found, "peers dial what the card says: sign a new card, or undo the change")
+    return Finding("address", Verdict.OK, f"peers dial {card.endpoint}")
+
+
+def _keys(home: Path, card: Card, now: datetime) -> Finding:
+    try:
+        held = keys.Keys(home, main.passphrase_of(home))
+        for role in (Role.ISSUE, Role.FEED, Role.RECEIPT):
+            held.signer(role, card, now)
+        held.tls(card, now)
+        held.unseal(held.seal(b"probe"))
+    except (ApostilleError, OSError) as e:
+        return Finding("keys", Verdict.FAIL, str(e), f"mend the passphrase, or restore {home / 'keys'} from a backup")
+    return Finding("keys", Verdict.OK, "the passphrase opens the keys for issue, feed, receipt, tls and seal")
+
+
+def _roots(home: Path) -> Finding:
+    found = len(list((home / "roots").glob("root-*.pem")))
+    if found:
+        advice = f"move {home / 'roots'} to media that are kept offline, in more than one place"
+        return Finding("root keys", Verdict.WARN, f"{found} root keys lie on this machine", advice)
+    return Finding("root keys", Verdict.OK, "no root key lies on this machine")
+
+
+def _database(home: Path, chosen: Settings, now: datetime) -> Iterator[Finding]:
+    path = home / main.DATABASE_FILE
+    if not path.is_file():
+        yield Finding("database", Verdict.FAIL, f"{path} is missing", "restore it from a backup")
+        return
+    engine = database.open_engine(path)
+    database.check(engine, chosen.node)
+    with database.read(engine) as tx:
+        said = tx.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        strays = len(tx.exec_driver_sql("PRAGMA foreign_key_check").all())
+        newest = tx.execute(select(func.max(audit.c.at))).scalar_one_or_none()
+    if said != ["ok"] or strays:
+        found = f"integrity_check finds {len(said)} faults, foreign_key_check {strays}"
+        yield Finding("database", Verdict.FAIL, found, "stop the server and restore the database from a backup")
+    else:
+        yield Finding("database", Verdict.OK, f"sound, {path.stat().st_size >> 10} KiB")
+    if newest is not None:
+        yield _clock("clock and records", newest, "the newest record was made", now)
+
+
+def _clock(check: str, before: datetime, event: str, now: datetime) -> Finding:
+    if now + _CLOCK_TOLERANCE < before.astimezone(UTC):
+        found = f"it shows {now:%Y-%m-%d %H:%M}Z, but {event} at {before:%Y-%m-%d %H:%M}Z"
+        return Finding(check, Verdict.FAIL, found, "set the clock, and keep it set by NTP: validity and embargoes depend on it")
+    return Finding(check, Verdict.OK, f"{now:%Y-%m-%d %H:%M}Z, after {event}")
+
+
+def _disk(home: Path) -> Finding:
+    free = shutil.disk_usage(home).free
+    found = f"{free >> 20} MiB free at {home}"
+    if free < _DISK_WARN:
+        return Finding("disk", Verdict.FAIL if free < _DISK_FAIL else Verdict.WARN, found, "free some space")
+    return Finding("disk", Verdict.OK, found)
+
+
+def _rules(chosen: Settings) -> Iterator[Finding]:
+    main.book_of(chosen)
+    load_labels(data.labels_text(), "labels/csaf-2.0.yaml")
+    if chosen.law_packs:
+        yield Finding("law packs", Verdict.OK, f"{', '.join(chosen.law_packs)}, and the labels of CSAF 2.0")
+    else:
+        yield Finding("law packs", Verdict.WARN, "none", "only agreements limit what leaves: name packs under law_packs")
+
+
+def _agreements(home: Path, now: datetime) -> Iterator[Finding]:
+    node = main.open_node(home)
+    with database.read(node.engine) as tx:
+        held = agreements.in_force(tx, now).values()
+    ending = sorted(f"{a.id} ends on {a.valid_until:%Y-%m-%d}" for a in held if a.valid_until - now < _NEAR_END)
+    due = sorted(f"{a.id} was due on {a.sunset_review:%Y-%m-%d}" for a in held if a.sunset_review <= now)
+    if ending:
+        yield Finding("agreements", Verdict.WARN, ", ".join(ending), "propose a next version, or nothing is shared after that")
+    else:
+        yield Finding("agreements", Verdict.OK, f"{len(held)} in force, none near its end")
+    if due:
+        yield Finding("sunset reviews", Verdict.WARN, ", ".join(due), "review whether the terms still do what they should")
+
+
+def _installation() -> Finding:
+    """Are the packages that Python finds ours? Their names are common, and another distribution may have put files there."""
+    ours = Path(__file__).parents[1]
+    strangers = [name for name in _PACKAGES if not _is_at(name, ours / name)]
+    if strangers:
+        found = f"{', '.join(strangers)} is another package of that name"
+        return Finding("installation", Verdict.FAIL, found, "install apostille in an environment of its own")
+    try:
+        changed = _changed(distribution("apostille"))
+    except PackageNotFoundError:
+        return Finding("installation", Verdict.OK, "run from its source tree")
+    if changed:
+        found = f"{len(changed)} installed files are not those of the release, such as {changed[0]}"
+        return Finding("installation", Verdict.FAIL, found, "install apostille again, in an environment of its own")
+    return Finding("installation", Verdict.OK, "the installed files are those of the release")
+
+
+def _is_at(package: str, folder: Path) -> bool:
+    spec = find_spec(package)
+    return spec is not None and str(folder) in (spec.submodule_search_locations or ())
+
+
+def _changed(installed: Distribution) -> list[str]:
+    """The files of our packages whose bytes are not those that the installer recorded (PyPA: RECORD)."""
+    changed = []
+    for file in installed.files or ():
+        if file.parts[0] not in _PACKAGES or file.hash is None:
+            continue
+        path = Path(str(file.locate()))
+        recorded = base64.urlsafe_b64decode(file.hash.value + "=" * (-len(file.hash.value) % 4))
+        if not path.is_file() or hashlib.new(file.hash.mode, path.read_bytes()).digest() != recorded:
+            changed.append(str(file))
+    return changed

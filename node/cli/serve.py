@@ -1,0 +1,18 @@
+"""`apostille serve`: the server."""
+
+from node.cli import app as make
+from node.cli import screen, session
+
+app = make.single()
+
+
+@make.command(app, "serve", "apostille serve", "apostille --home /srv/apostille serve")
+def serve() -> None:
+    """Runs the node in the foreground: answers peers, fetches what they have. Stops cleanly at SIGTERM or Ctrl-C.
+
+    It says on one line when it is ready. Other commands work beside it; a second server on one home is refused.
+    """
+    from node import serve as server
+
+    home = session.home()
+    server.serve(home, ready=lambda *_: screen.note(f"ready: {home}"))

@@ -1,0 +1,84 @@
+"""`apostille status`: how the node and its feeds are doing."""
+
+from typing import TYPE_CHECKING, Any
+
+from node.cli import app as make
+from node.cli import screen, session
+
+if TYPE_CHECKING:
+    from node.overview import Exchange
+
+app = make.single()
+
+
+@make.command(app, "status", "apostille status", "apostille --home /srv/apostille status --json")
+def status(as_json: make.AsJson = False) -> None:
+    """Shows whether the server runs, how the feeds to and from each peer stand, and what lies here.
+
+    Sent: entries in our feed to a peer, and how many of them it has acknowledged as safely stored.
+    Problem: the code of the last failed fetch; FROZEN means that a peer's history contradicts itself and people must look.
+    """
+    from node.overview import overview
+
+    node = session.node()
+    found, serving = overview(node), session.is_serving()
+    if as_json:
+        screen.emit(
+            {
+                "node": node.id,
+                "jurisdiction": node.jurisdiction,
+                "home": str(node.home),
+                "listen": node.listen,
+                "serving": serving,
+                "peers": [_data(exchange) for exchange in found.exchanges],
+                "inbox": found.inbox,
+                "set_aside": found.set_aside,
+                "drafts": found.drafts,
+                "issued": found.issued,
+                "agreements_in_force": found.agreements_in_force,
+            }
+        )
+        return
+    screen.facts(
+        [
+            ("Node", f"{node.id} ({node.jurisdiction})"),
+            ("Home", node.home),
+            ("Server", f"running on {node.listen}" if serving else "not running (apostille serve)"),
+            ("Agreements in force", found.agreements_in_force),
+            ("Own advisories", f"{found.issued} issued, {found.drafts} drafts"),
+            ("Inbox", f"{found.inbox} to work with"),
+            ("Set aside", f"{found.set_aside} (apostille quarantine list)" if found.set_aside else 0),
+        ]
+    )
+    if not found.exchanges:
+        screen.note("No peer is enrolled. Take one in with: apostille peer enrol CARD")
+        return
+    screen.table(
+        ("Peer", "Trust", "#Sent", "#Acknowledged", "#Received", "Last contact", "Problem"),
+        [
+            (
+                e.peer,
+                "trusted" if e.trusted else "DISTRUSTED",
+                e.sent,
+                e.acknowledged,
+                e.received,
+                e.contact_at or "never",
+                f"FROZEN: {e.frozen}" if e.frozen else e.problem,
+            )
+            for e in found.exchanges
+        ],
+    )
+
+
+def _data(exchange: "Exchange") -> dict[str, Any]:
+    return {
+        "peer": exchange.peer,
+        "trusted": exchange.trusted,
+        "sent": exchange.sent,
+        "acknowledged": exchange.acknowledged,
+        "receipt_at": exchange.receipt_at,
+        "received": exchange.received,
+        "contact_at": exchange.contact_at,
+        "problem": exchange.problem,
+        "frozen": exchange.frozen,
+    }

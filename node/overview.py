@@ -1,0 +1,90 @@
+"""How a node stands: its feeds with each peer, and how much lies in inbox, quarantine, drafts and agreements. Reading only."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, or_, select
+
+from federation.model import NodeId
+from node import quarantine
+from node.agreements import in_force
+from node.context import Node
+from node.inbox import InboxState
+from node.store.database import read
+from node.store.tables import advisories, in_feeds, inbox, out_feeds, peers
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The two feeds shared with one peer. `acknowledged`: how many of the `sent` entries it has receipted as durable.
+
+    `problem` is the code of the last failed sync, `frozen` that of the error that stopped ingest until people heal it.
+    """
+
+    peer: NodeId
+    trusted: bool
+    sent: int
+    acknowledged: int
+    receipt_at: datetime | None
+    received: int
+    contact_at: datetime | None
+    problem: str | None
+    frozen: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Counts of what lies here, and the exchange with every peer."""
+
+    exchanges: tuple[Exchange, ...]
+    inbox: int
+    set_aside: int
+    drafts: int
+    issued: int
+    agreements_in_force: int
+
+
+def overview(node: Node) -> Overview:
+    """How the node stands now."""
+    now = node.clock()
+    feeds = (
+        select(
+            peers.c.node,
+            peers.c.trusted,
+            out_feeds.c.size.label("sent"),
+            out_feeds.c.receipt_size,
+            out_feeds.c.receipt_at,
+            in_feeds.c.size.label("received"),
+            in_feeds.c.contact_at,
+            in_feeds.c.problem,
+            in_feeds.c.frozen,
+        )
+        .join_from(peers, out_feeds)
+        .join_from(peers, in_feeds)
+        .order_by(peers.c.node)
+    )
+    live = or_(inbox.c.retain_until.is_(None), inbox.c.retain_until > now)
+    usable = select(func.count()).select_from(inbox).where(inbox.c.state == InboxState.CURRENT, live)
+    count = select(func.count()).select_from(advisories)
+    with read(node.engine) as tx:
+        return Overview(
+            exchanges=tuple(
+                Exchange(
+                    peer=NodeId(row.node),
+                    trusted=bool(row.trusted),
+                    sent=row.sent,
+                    acknowledged=row.receipt_size,
+                    receipt_at=row.receipt_at,
+                    received=row.received,
+                    contact_at=row.contact_at,
+                    problem=row.problem,
+                    frozen=row.frozen,
+                )
+                for row in tx.execute(feeds)
+            ),
+            inbox=tx.execute(usable).scalar_one(),
+            set_aside=quarantine.count(tx),
+            drafts=tx.execute(count.where(advisories.c.core.is_(None))).scalar_one(),
+            issued=tx.execute(count.where(advisories.c.core.is_not(None))).scalar_one(),
+            agreements_in_force=len(in_force(tx, now)),
+        )

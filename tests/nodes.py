@@ -1,0 +1,322 @@
+"""Whole nodes for tests, in one process: homes, agreements in force, honest links, and links that lie.
+
+A `World` is some nodes that know each other and share one clock that tests move. `DirectLink` is the exchange without
+gRPC. `LyingLink` stands between receiver and an honest sender and may rewrite what passes, or lose replies. A
+`ForgedFeed` is a sender who has its real feed key and signs whatever history it likes.
+"""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from federation import checkpoint, handling, merkle, sdjwt
+from federation.checkpoint import Checkpoint, origin_line
+from federation.entries import Body, Envelope, ErasedItem
+from federation.entries import write as write_entry
+from federation.errors import UnreachableError
+from federation.feed import PageBytes
+from federation.model import Country, JsonObject, NodeId, Presentation, Role, Terms, Tlp, instant_text
+from federation.strictjson import encode
+from node import advisories, agreements, feeds, main, peers, serving, sync
+from node.agreements import Held
+from node.context import Node
+from node.store.database import read, write
+from node.store.tables import out_entries
+
+FR, DE, IN = NodeId("cert.fr.example"), NodeId("cert.de.example"), NodeId("cert.in.example")
+COUNTRY_OF = {FR: "FR", DE: "DE", IN: "IN"}
+AGREEMENT = "exchange-2026"
+ADDRESS = "127.0.0.1:7001"
+EVERYTHING = (
+    "{identification: full, technical: full, product: full, severity: full, remediation: full, exploit: full,"
+    " indicator: full, personal: full, attribution: full}"
+)
+
+
+@dataclass(slots=True)
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    now: datetime
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def move(self, **span: float) -> None:
+        """Moves on by `span`, as `timedelta` takes it."""
+        self.now += timedelta(**span)
+
+
+@cache
+def _template(name: str, country: str, packs: tuple[str, ...]) -> Path:
+    """A home that was made once; making keys is slow."""
+    folder = Path(tempfile.mkdtemp(prefix="apostille-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    main.init_home(folder / "home", NodeId(name), Country(country), ADDRESS, ADDRESS, roots=3, threshold=2, packs=packs)
+    return folder / "home"
+
+
+def make_node(folder: Path, name: str, country: str, *, packs: tuple[str, ...] = ("eu-gdpr",)) -> Node:
+    """An open node with a home of its own below `folder`. Two of one name have the same keys."""
+    home = folder / name
+    shutil.copytree(_template(name, country, packs), home)
+    return main.open_node(home)
+
+
+@dataclass(slots=True)
+class World:
+    """Nodes that have enrolled each other, under one clock."""
+
+    nodes: dict[NodeId, Node]
+    clock: Clock
+
+    def __getitem__(self, name: NodeId) -> Node:
+        return self.nodes[name]
+
+    def link(self, receiver: NodeId, sender: NodeId) -> "DirectLink":
+        """The honest way by which `receiver` pulls from `sender`."""
+        return DirectLink(self.nodes[sender], self.nodes[receiver])
+
+    def sync(self, receiver: NodeId, sender: NodeId) -> sync.Report:
+        """One sync over the honest link."""
+        return sync.sync(self.nodes[receiver], sender, self.link(receiver, sender))
+
+    def sync_all(self, rounds: int = 1) -> None:
+        """Everybody pulls from everybody, `rounds` times."""
+        for _ in range(rounds):
+            for receiver in self.nodes:
+                for sender in self.nodes:
+                    if sender != receiver:
+                        self.sync(receiver, sender)
+
+    def close(self) -> None:
+        """Closes every database."""
+        for node in self.nodes.values():
+            node.engine.dispose()
+
+
+def make_world(folder: Path, *names: NodeId, packs: tuple[str, ...] = ()) -> World:
+    """The named nodes (FR and DE if none is), enrolled with each other; no agreement yet."""
+    made = {name: make_node(folder, name, COUNTRY_OF[name], packs=packs) for name in names or (FR, DE)}
+    clock = Clock(max(node.card.issued_at for node in made.values()) + timedelta(minutes=1))
+    world = World({name: replace(node, clock=clock, actor="alice") for name, node in made.items()}, clock)
+    for node in world.nodes.values():
+        for other in world.nodes.values():
+            if other is not node:
+                peers.enrol(node, other.card_bytes)
+    return world
+
+
+def reopen(world: World, name: NodeId) -> Node:
+    """The node after a restart: nothing but its home is left of it."""
+    old = world.nodes[name]
+    old.engine.dispose()
+    world.nodes[name] = replace(main.open_node(old.home), clock=world.clock, actor=old.actor)
+    return world.nodes[name]
+
+
+def terms_text(world: World, **changed: Any) -> str:
+    """An agreement as YAML: everything, both ways, among all nodes of `world`; members replaced by `changed`."""
+    now = world.clock().replace(microsecond=0)
+    members = {
+        "agreement": AGREEMENT,
+        "version": 1,
+        "parties": f"[{', '.join(world.nodes)}]",
+        "valid_from": instant_text(now - timedelta(days=1)),
+        "valid_until": instant_text(now + timedelta(days=200)),
+        "sunset_review": instant_text(now + timedelta(days=100)),
+        "purposes": "[remediation, detection]",
+        "grants": "\n  - id: all\n    tlp: [CLEAR, GREEN, AMBER, AMBER+STRICT, RED]\n"
+        f"    tiers: [standard, sensitive, dual_use]\n    share: {EVERYTHING}",
+        **changed,
+    }
+    return "\n".join(f"{name}: {value}" for name, value in members.items())
+
+
+def agree(world: World, text: str | None = None) -> Held:
+    """An agreement in force among all nodes: proposed by the first, signed by each, carried by the feeds."""
+    first, *others = world.nodes.values()
+    held = agreements.propose(first, text or terms_text(world), "agreement.yaml")
+    world.sync_all()
+    for node in others:
+        agreements.countersign(node, held.agreement.digest.hex())
+    world.sync_all(2)
+    return agreements.find(first, held.agreement.digest.hex())
+
+
+def document(
+    name: str, *, title: str = "A flaw", notes: Sequence[str] = ("What is known.",), **more: Any
+) -> JsonObject:
+    """A small document that is valid CSAF 2.0."""
+    moment = "2026-11-01T09:00:00Z"
+    return {
+        "document": {
+            "category": "csaf_base",
+            "csaf_version": "2.0",
+            "title": title,
+            "publisher": {"category": "coordinator", "name": "CERT", "namespace": "https://cert.example"},
+            "tracking": {
+                "id": name,
+                "version": "1",
+                "status": "final",
+                "initial_release_date": moment,
+                "current_release_date": moment,
+                "revision_history": [{"date": moment, "number": "1", "summary": "First release"}],
+            },
+            "notes": [{"category": "summary", "title": "Summary", "text": text} for text in notes],
+        },
+        **more,
+    }
+
+
+def import_document(
+    node: Node,
+    content: JsonObject,
+    *,
+    handling: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+    tlp: Tlp | None = None,
+) -> str:
+    """Imports a document as a draft and returns its tracking id."""
+    file = {"csaf": content, "handling": dict(handling or {"tlp": "GREEN"}), "labels": dict(labels or {})}
+    return advisories.import_file(node, encode(file), "file.json", tlp=tlp).advisory.name
+
+
+class DirectLink:
+    """`node.sync.Link` without a network: the honest server is called in this process."""
+
+    def __init__(self, server: Node, caller: Node, page: int = 0) -> None:
+        self.server, self.caller, self.page = server, caller, page
+        self.receipts: list[bytes] = []
+
+    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
+        self.receipts.append(receipt)
+        page = serving.pull(self.server, self.caller.card, origin, cursor, receipt, self.page)
+        return PageBytes(page.items, page.checkpoint, page.latest)
+
+    def checkpoint(self, origin: str, size: int) -> bytes:
+        return serving.checkpoint_at(self.server, self.caller.card, origin, size)
+
+
+@dataclass(slots=True)
+class LyingLink:
+    """Passes what an honest link says through `rewrite`. Loses the next `lost` replies after they were applied."""
+
+    honest: sync.Link
+    rewrite: Callable[[PageBytes], PageBytes] = lambda page: page
+    lost: int = 0
+    pulls: int = 0
+    asked: list[int] = field(default_factory=list)
+
+    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
+        self.pulls += 1
+        page = self.honest.pull(origin, cursor, receipt)
+        if self.lost:
+            self.lost -= 1
+            raise UnreachableError("the reply was lost")
+        return self.rewrite(page)
+
+    def checkpoint(self, origin: str, size: int) -> bytes:
+        self.asked.append(size)
+        return self.honest.checkpoint(origin, size)
+
+
+class ForgedFeed:
+    """`node.sync.Link` of a sender with its real feed key and a history of its choice.
+
+    `items` are all entries of that history; pages hold `page` of them. `size` is what its newest head claims (by default
+    all of it); the roots are those of `items`, so a later ForgedFeed with other items is a fork.
+    """
+
+    def __init__(
+        self,
+        sender: Node,
+        receiver: NodeId,
+        items: Sequence[bytes | ErasedItem],
+        *,
+        page: int = 512,
+        latest_age_s: float = 0,
+    ) -> None:
+        self.sender, self.items, self.page, self.latest_age_s = sender, tuple(items), page, latest_age_s
+        self.origin = origin_line(sender.id, receiver, 1)
+        self.receipts: list[bytes] = []
+
+    def head(self, size: int, root: bytes | None = None) -> bytes:
+        """The signed head at `size`, with the true root of this history unless another is given."""
+        signer = self.sender.keys.signer(Role.FEED, self.sender.card, self.sender.clock())
+        true = merkle.root(
+            [i.leaf_hash if isinstance(i, ErasedItem) else merkle.leaf_hash(i) for i in self.items[:size]]
+        )
+        return checkpoint.sign(Checkpoint(self.origin, size, root or true), self.origin, signer.sign, signer.public)
+
+    def latest(self, size: int, root: bytes | None = None) -> bytes:
+        """The same with the log's own timestamped cosignature."""
+        now = self.sender.clock() - timedelta(seconds=self.latest_age_s)
+        signer = self.sender.keys.signer(Role.FEED, self.sender.card, self.sender.clock())
+        return checkpoint.cosign(self.head(size, root), self.origin, int(now.timestamp()), signer.sign, signer.public)
+
+    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
+        assert origin == self.origin
+        self.receipts.append(receipt)
+        items = self.items[cursor : cursor + self.page]
+        return PageBytes(items, self.head(min(cursor, len(self.items)) + len(items)), self.latest(len(self.items)))
+
+    def checkpoint(self, origin: str, size: int) -> bytes:
+        assert origin == self.origin
+        return self.head(size)
+
+
+def entry(origin: str, seq: int, body: Body, nonce: bytes = b"n" * 16) -> bytes:
+    """The bytes of an entry."""
+    return write_entry(Envelope(origin, seq, nonce, body))
+
+
+def history(sender: Node, receiver: NodeId) -> list[bytes | ErasedItem]:
+    """Everything in the feed from `sender` to `receiver`, as it stands in the sender's database."""
+    with read(sender.engine) as tx:
+        rows = tx.execute(select(out_entries).where(out_entries.c.peer == receiver).order_by(out_entries.c.seq)).all()
+    return [r.data if r.data is not None else ErasedItem(r.seq, r.leaf_hash, r.erased_by) for r in rows]
+
+
+def terms_for(sender: Node, recipient: NodeId, name: str, held: Held) -> Terms:
+    """The terms that an honest release of the issued advisory `name` would have."""
+    _, own = advisories.own_advisory(sender, name)
+    return handling.narrow(own.handling, held.agreement, own.core_digest, recipient, sender.clock())
+
+
+def issued(sender: Node, name: str) -> Presentation:
+    """The advisory `name`, signed now if it was a draft, with every full form of every part of it."""
+    with write(sender.engine) as tx:
+        _, own = advisories.issue(sender, tx, name)
+    general = {e.generalised for e in own.elements if e.full is not None}
+    return Presentation(own.core, tuple(n.disclosure.raw for n in own.nodes if n.digest not in general))
+
+
+def append_by_hand(sender: Node, recipient: NodeId, body: Body) -> int:
+    """Appends what no honest release would; returns its place in the feed."""
+    with write(sender.engine) as tx:
+        return feeds.append(sender, tx, recipient, body)
+
+
+def signed_core(sender: Node, payload: JsonObject) -> bytes:
+    """A core with `payload`, under the real issue key of `sender`."""
+    signer = sender.keys.signer(Role.ISSUE, sender.card, sender.clock())
+    return sdjwt.sign_core(payload, kid=signer.kid, sign=signer.sign)
+
+
+def payload_of(core: bytes) -> JsonObject:
+    """The payload in a core, unverified."""
+    return sdjwt.read_header_and_payload(core).payload
+
+
+def files_hold(node: Node, needle: bytes) -> bool:
+    """Whether `needle` stands anywhere in the database's files, the write-ahead log included."""
+    return any(needle in path.read_bytes() for path in node.home.glob("apostille.db*"))
