@@ -107,7 +107,9 @@ def _card(card: Card, now: datetime) -> Finding:
     ended = sorted({key.role for key in card.keys} - {key.role for key in card.keys if key.valid_at(now)})
     soonest = min(max(key.valid_until for key in card.keys if key.role is role) for role in Role)
     if ended:
-        return Finding("card", Verdict.FAIL, f"no valid {', '.join(ended)} key", "sign a new card and give it to every peer")
+        return Finding(
+            "card", Verdict.FAIL, f"no valid {', '.join(ended)} key", "sign a new card and give it to every peer"
+        )
     until = f"its keys are valid until {soonest:%Y-%m-%d}"
     if soonest - now < _NEAR_END:
         return Finding("card", Verdict.WARN, until, "sign a new card and give it to every peer")
@@ -117,7 +119,9 @@ def _card(card: Card, now: datetime) -> Finding:
 def _endpoint(card: Card, chosen: Settings) -> Finding:
     if card.endpoint != chosen.advertise:
         found = f"the card says {card.endpoint}, the settings advertise {chosen.advertise}"
-        return Finding("address", Verdict.WARN, found, "peers dial what the card says: sign a new card, or undo the change")
+        return Finding(
+            "address", Verdict.WARN, found, "peers dial what the card says: sign a new card, or undo the change"
+        )
     return Finding("address", Verdict.OK, f"peers dial {card.endpoint}")
 
 
@@ -164,7 +168,9 @@ def _database(home: Path, chosen: Settings, now: datetime) -> Iterator[Finding]:
 def _clock(check: str, before: datetime, event: str, now: datetime) -> Finding:
     if now + _CLOCK_TOLERANCE < before.astimezone(UTC):
         found = f"it shows {now:%Y-%m-%d %H:%M}Z, but {event} at {before:%Y-%m-%d %H:%M}Z"
-        return Finding(check, Verdict.FAIL, found, "set the clock, and keep it set by NTP: validity and embargoes depend on it")
+        return Finding(
+            check, Verdict.FAIL, found, "set the clock, and keep it set by NTP: validity and embargoes depend on it"
+        )
     return Finding(check, Verdict.OK, f"{now:%Y-%m-%d %H:%M}Z, after {event}")
 
 
@@ -182,7 +188,9 @@ def _rules(chosen: Settings) -> Iterator[Finding]:
     if chosen.law_packs:
         yield Finding("law packs", Verdict.OK, f"{', '.join(chosen.law_packs)}, and the labels of CSAF 2.0")
     else:
-        yield Finding("law packs", Verdict.WARN, "none", "only agreements limit what leaves: name packs under law_packs")
+        yield Finding(
+            "law packs", Verdict.WARN, "none", "only agreements limit what leaves: name packs under law_packs"
+        )
 
 
 def _agreements(home: Path, now: datetime) -> Iterator[Finding]:
@@ -192,11 +200,15 @@ def _agreements(home: Path, now: datetime) -> Iterator[Finding]:
     ending = sorted(f"{a.id} ends on {a.valid_until:%Y-%m-%d}" for a in held if a.valid_until - now < _NEAR_END)
     due = sorted(f"{a.id} was due on {a.sunset_review:%Y-%m-%d}" for a in held if a.sunset_review <= now)
     if ending:
-        yield Finding("agreements", Verdict.WARN, ", ".join(ending), "propose a next version, or nothing is shared after that")
+        yield Finding(
+            "agreements", Verdict.WARN, ", ".join(ending), "propose a next version, or nothing is shared after that"
+        )
     else:
         yield Finding("agreements", Verdict.OK, f"{len(held)} in force, none near its end")
     if due:
-        yield Finding("sunset reviews", Verdict.WARN, ", ".join(due), "review whether the terms still do what they should")
+        yield Finding(
+            "sunset reviews", Verdict.WARN, ", ".join(due), "review whether the terms still do what they should"
+        )
 
 
 def _installation() -> Finding:

@@ -1,7 +1,8 @@
 """The demo: three national nodes on this machine, three processes, one exchange from first key to verified export.
 
-Every act is a command of `apostille` as an operator would type it, run as a process of its own; `--verbose` shows them. Only
-the table at the end reads the three homes directly. Nothing is faked: own homes, own keys, real gRPC over mutual TLS.
+Every act is a command of `apostille` as an operator would type it, run as a process of its own; `--verbose` shows
+them. Only the table at the end reads the three homes directly. Nothing is faked: own homes, own keys, real gRPC over
+mutual TLS.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The long-running node: server and polls, until it is told to stop.
 
-One process serves a home: it holds an exclusive lock on `serve.lock` and writes its process id there once it is ready for
-signals. SIGTERM and SIGINT end it in order; SIGUSR1 says that another command of this home has changed something. What is
-served and when peers are asked is decided in `node.rpc` and `node.scheduler`.
+One process serves a home: it holds an exclusive lock on `serve.lock` and writes its process id there once it is ready
+for signals. SIGTERM and SIGINT end it in order; SIGUSR1 says that another command of this home has changed something.
+What is served and when peers are asked is decided in `node.rpc` and `node.scheduler`.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from federation.errors import UsageError
 from node import logs
@@ -28,7 +29,7 @@ from node.scheduler import Polls
 LOCK_FILE = "serve.lock"
 STATE_FILE = "serve.json"
 DRAIN_S = 5.0  # longer than any call but a page over a slow line, which is simply asked for again
-_LOCK_PATIENCE_S = 1.0  # `wake` holds the lock for a moment while it looks
+_LOCK_PATIENCE_S = 0.2  # `wake` holds the lock for a moment while it looks
 _LOCK_STEP_S = 0.02
 _log = structlog.get_logger()
 
@@ -36,8 +37,8 @@ _log = structlog.get_logger()
 def serve(home: Path, ready: Callable[[str], None]) -> None:
     """Serves the node in `home` until SIGTERM or SIGINT; to be called in the main thread.
 
-    `ready` is called with the bound address, HOST:PORT, once calls are accepted and signals are heeded. Raises UsageError
-    when the home is served already or the address cannot be had, and whatever `open_node` raises.
+    `ready` is called with the bound address, HOST:PORT, once calls are accepted and signals are heeded. Raises
+    UsageError when the home is served already or the address cannot be had, and whatever `open_node` raises.
     """
     with _hold(home) as lock:
         node = open_node(home)
@@ -52,7 +53,7 @@ def serve(home: Path, ready: Callable[[str], None]) -> None:
 def wake(home: Path) -> bool:
     """Tells the process that serves `home` that something was committed; returns whether there is one.
 
-    The process id in the file counts only while the lock is held: that of a process that is gone may be anybody's by now.
+    The process id in the file counts only while the lock is held: that of a process that is gone may be anybody's.
     """
     try:
         descriptor = os.open(home / LOCK_FILE, os.O_RDWR)
@@ -81,7 +82,6 @@ async def _run(node: Node, lock: int, ready: Callable[[str], None]) -> None:
     polls = Polls(node, PeerLink)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    # polls that are not started yet only take note
     loop.add_signal_handler(signal.SIGUSR1, lambda: loop.run_in_executor(None, _look_again, polls))
     running = await server.start(node, polls.hint)
     try:
@@ -100,8 +100,11 @@ async def _run(node: Node, lock: int, ready: Callable[[str], None]) -> None:
 
 
 def _look_again(polls: Polls) -> None:
-    polls.refresh()
-    polls.announce()
+    try:
+        polls.refresh()
+        polls.announce()
+    except SQLAlchemyError as e:  # the next poll or wake makes up for it
+        _log.error("wake failed", error=type(e).__name__, at=logs.place(e))
 
 
 @contextmanager
@@ -124,9 +127,9 @@ def _lock(descriptor: int, home: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            holder = _holder(descriptor)
-            if holder is not None or patience_s <= 0:
-                raise UsageError(f"{home} is served already by process {holder or 'unknown'}") from e
+            if patience_s <= 0:
+                by = _holder(descriptor)
+                raise UsageError(f"{home} is served already by process {by or 'that is starting'}") from e
             time.sleep(_LOCK_STEP_S)
             patience_s -= _LOCK_STEP_S
         else:

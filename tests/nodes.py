@@ -232,8 +232,8 @@ class LyingLink:
 class ForgedFeed:
     """`node.sync.Link` of a sender with its real feed key and a history of its choice.
 
-    `items` are all entries of that history; pages hold `page` of them. `size` is what its newest head claims (by default
-    all of it); the roots are those of `items`, so a later ForgedFeed with other items is a fork.
+    `items` are all entries of that history; pages hold `page` of them. The roots are those of `items`, so that a later
+    ForgedFeed with other items is a fork.
     """
 
     def __init__(

@@ -67,9 +67,7 @@ def import_files(
     importing.run(paths, tlp, release=release, to=to or [], as_json=as_json)
 
 
-@make.command(
-    app, "label", "apostille advisory label CERT-FR-2026-0131 /csaf/vulnerabilities/0/notes/1 exploit"
-)
+@make.command(app, "label", "apostille advisory label CERT-FR-2026-0131 /csaf/vulnerabilities/0/notes/1 exploit")
 def label(
     name: Annotated[str, typer.Argument(help="The advisory's name.")],
     pointer: Annotated[str, typer.Argument(help="The part, as a JSON pointer that begins with /csaf or /ai.")],

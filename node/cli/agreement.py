@@ -23,7 +23,8 @@ app = make.group(
 )
 
 Out = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="Also write the signed agreement to a file, for other parties.")
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Also write the signed agreement to a file, for other parties."),
 ]
 
 
@@ -56,7 +57,10 @@ def check(
 
 
 @make.command(
-    app, "propose", "apostille agreement propose agreement.yaml", "apostille agreement propose agreement.yaml --out signed.json"
+    app,
+    "propose",
+    "apostille agreement propose agreement.yaml",
+    "apostille agreement propose agreement.yaml --out signed.json",
 )
 def propose(
     file: Annotated[Path, typer.Argument(help="The terms as YAML.")], out: Out = None, as_json: make.AsJson = False
@@ -78,7 +82,10 @@ def propose(
 )
 def countersign(
     reference: Annotated[
-        str, typer.Argument(metavar="ID|FILE", help="A proposal that is here, by name or digest; or a signed agreement as a file.")
+        str,
+        typer.Argument(
+            metavar="ID|FILE", help="A proposal that is here, by name or digest; or a signed agreement as a file."
+        ),
     ],
     out: Out = None,
     as_json: make.AsJson = False,
@@ -124,7 +131,9 @@ def list_agreements(as_json: make.AsJson = False) -> None:
 
 @make.command(app, "show", "apostille agreement show fr-de-in", "apostille agreement show signed.json")
 def show(
-    reference: Annotated[str, typer.Argument(metavar="ID|FILE", help="An agreement that is here; or a file, signed or as YAML.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="ID|FILE", help="An agreement that is here; or a file, signed or as YAML.")
+    ],
     as_json: make.AsJson = False,
 ) -> None:
     """Shows the terms of an agreement and who has signed it. Signatures in a file are listed, not checked."""
@@ -161,7 +170,9 @@ def _finish(held: "Held", now: "datetime", out: Path | None, as_json: bool, done
     agreement = held.agreement
     screen.note(f"{done}: {agreement.id} version {agreement.version}, digest {agreement.digest.hex()}")
     waiting = ", ".join(held.missing)
-    screen.note(f"It waits for the signature of {waiting}." if waiting else f"Every party has signed: it is {held.state(now)}.")
+    screen.note(
+        f"It waits for the signature of {waiting}." if waiting else f"Every party has signed: it is {held.state(now)}."
+    )
 
 
 def _receive(path: Path) -> "Held":
@@ -209,7 +220,10 @@ def _show_terms(agreement: "Agreement") -> None:
             ("May be used for", agreement.purposes),
             ("May be kept in", "any country" if agreement.storage is None else agreement.storage),
             ("May be kept for", "no limit" if days is None else f"{days} days"),
-            ("May be passed to", {"none": "nobody", "constituents": "the receiver's constituents"}.get(agreement.onward, "peers")),
+            (
+                "May be passed to",
+                {"none": "nobody", "constituents": "the receiver's constituents"}.get(agreement.onward, "peers"),
+            ),
             ("Provider's name", f"the receiver {agreement.attribution.replace('_', ' ')} tell it"),
             ("Safeguards", agreement.safeguards or "none"),
             ("Digest", agreement.digest),

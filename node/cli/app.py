@@ -46,7 +46,9 @@ class Root(TyperGroup):
         """As usual, with the nearest names for a typing mistake."""
         if args and not args[0].startswith("-") and args[0] not in self.catalogue:
             near = difflib.get_close_matches(args[0], self.catalogue)
-            ctx.fail(f"No such command {args[0]!r}" + (f". Did you mean {' or '.join(map(repr, near))}?" if near else ""))
+            ctx.fail(
+                f"No such command {args[0]!r}" + (f". Did you mean {' or '.join(map(repr, near))}?" if near else "")
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -31,7 +31,9 @@ _FIELDS = (
 
 @make.command(app, "open", "apostille case open case.yaml")
 def open_case(
-    file: Annotated[Path, typer.Argument(help="The case as YAML: case, title, summary, handling, and what else is known.")],
+    file: Annotated[
+        Path, typer.Argument(help="The case as YAML: case, title, summary, handling, and what else is known.")
+    ],
     as_json: make.AsJson = False,
 ) -> None:
     """Opens a case from a file. The reporter's name is encrypted at rest."""
@@ -64,7 +66,9 @@ def list_cases(as_json: make.AsJson = False) -> None:
 @make.command(app, "show", "apostille case show FR-2026-017", "apostille case show FR-2026-017 --reporter")
 def show(
     name: Annotated[str, typer.Argument(help="The case's name.")],
-    reporter: Annotated[bool, typer.Option("--reporter", help="Show who reported it; that you looked is recorded.")] = False,
+    reporter: Annotated[
+        bool, typer.Option("--reporter", help="Show who reported it; that you looked is recorded.")
+    ] = False,
     as_json: make.AsJson = False,
 ) -> None:
     """Shows a case. Who reported it stays sealed unless you ask."""

@@ -13,7 +13,8 @@ app = make.single()
 @make.command(app, "demo", "apostille demo", "apostille demo --dir /tmp/three-nodes --verbose")
 def demo(
     folder: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="Keep the three homes in this folder, which must be new or empty.")
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="Keep the three homes in this folder, which must be new or empty."),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the temporary folder in place.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show each command.")] = False,

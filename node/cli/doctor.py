@@ -18,7 +18,9 @@ def doctor(as_json: make.AsJson = False) -> None:
     if as_json:
         screen.emit([{"check": f.check, "verdict": f.verdict, "found": f.found, "do": f.advice} for f in found])
     else:
-        screen.table(("Check", "Verdict", "Found", "What to do"), [(f.check, f.verdict, f.found, f.advice) for f in found])
+        screen.table(
+            ("Check", "Verdict", "Found", "What to do"), [(f.check, f.verdict, f.found, f.advice) for f in found]
+        )
     failed = [finding.check for finding in found if finding.verdict is Verdict.FAIL]
     if failed:
         raise exits.RefusedError(f"not fit to run: {', '.join(failed)}")

@@ -63,7 +63,9 @@ def _vulnerability(number: int, vulnerability: JsonObject, products: dict[str, s
     cwe = _object(vulnerability.get("cwe"))
     title = _text(vulnerability.get("title") or vulnerability.get("cve") or "untitled")
     screen.heading(f"Vulnerability {number}: {title}")
-    scores = [_object(score.get(kind)) for score in _objects(vulnerability.get("scores")) for kind in ("cvss_v3", "cvss_v2")]
+    scores = [
+        _object(score.get(kind)) for score in _objects(vulnerability.get("scores")) for kind in ("cvss_v3", "cvss_v2")
+    ]
     status = _object(vulnerability.get("product_status"))
     screen.facts(
         _present(
@@ -119,7 +121,11 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _present(*pairs: tuple[str, object]) -> list[tuple[str, object]]:
-    return [(name, value if isinstance(value, list) else _text(value)) for name, value in pairs if value not in (None, "", [])]
+    return [
+        (name, value if isinstance(value, list) else _text(value))
+        for name, value in pairs
+        if value not in (None, "", [])
+    ]
 
 
 def _text(value: object) -> str:

@@ -34,7 +34,9 @@ def explain(
 
     summary, outcome = releases.explain(session.node(), name, NodeId(peer))
     if as_json:
-        screen.emit({"advisory": summary.name, "revision": summary.revision, **releasing.outcome_data(outcome, verbose=True)})
+        screen.emit(
+            {"advisory": summary.name, "revision": summary.revision, **releasing.outcome_data(outcome, verbose=True)}
+        )
         return
     number = releasing.counts(outcome.decision)
     screen.facts(

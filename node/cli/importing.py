@@ -87,14 +87,20 @@ def _report(tally: _Tally, released: bool, as_json: bool) -> None:
     else:
         for made in tally.imported:
             say_unlabelled(made)
-        facts: list[tuple[str, object]] = [("Imported", fresh), ("Here already", again), ("Refused", len(tally.refused))]
+        facts: list[tuple[str, object]] = [
+            ("Imported", fresh),
+            ("Here already", again),
+            ("Refused", len(tally.refused)),
+        ]
         screen.facts([*facts, ("Entries released", tally.entries), ("Held", len(tally.held))] if released else facts)
         if tally.refused:
             screen.table(("Refused file", "Why"), tally.refused)
         if tally.held:
             screen.table(("Held for a person", "Why"), tally.held)
     if tally.refused:
-        raise exits.RefusedError(f"{len(tally.refused)} of {len(tally.refused) + len(tally.imported)} files were refused")
+        raise exits.RefusedError(
+            f"{len(tally.refused)} of {len(tally.refused) + len(tally.imported)} files were refused"
+        )
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:

@@ -49,10 +49,7 @@ def list_items(
         return
     screen.table(
         ("#Id", "Origin", "Advisory", "#Rev.", "TLP", "State", "Keep until", "Received", "Title"),
-        [
-            (i.id, i.origin, i.name, i.revision, i.tlp, i.state, i.retain_until, i.received_at, i.title)
-            for i in found
-        ],
+        [(i.id, i.origin, i.name, i.revision, i.tlp, i.state, i.retain_until, i.received_at, i.title) for i in found],
     )
 
 
@@ -114,7 +111,9 @@ def export(
     reference: Annotated[str, typer.Argument(metavar="ID", help="Its number in `inbox list`, or its name.")],
     form: Annotated[
         Format,
-        typer.Option("--format", help="csaf: the document, unsigned. sd-jwt: what was signed, for any verifier of RFC 9901."),
+        typer.Option(
+            "--format", help="csaf: the document, unsigned. sd-jwt: what was signed, for any verifier of RFC 9901."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; stdout without it.")] = None,
 ) -> None:
@@ -131,7 +130,9 @@ def export(
         screen.raw(data)
         return
     session.write_file(out, data)
-    screen.note(f"Wrote {out}. TLP:{found.item.tlp} and the terms of delivery go with it: apostille inbox show {reference}")
+    screen.note(
+        f"Wrote {out}. TLP:{found.item.tlp} and the terms of delivery go with it: apostille inbox show {reference}"
+    )
 
 
 def _data(item: "Item") -> dict[str, Any]:

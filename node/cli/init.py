@@ -20,7 +20,8 @@ app = make.single()
 )
 def init(
     node_name: Annotated[
-        str, typer.Option("--id", metavar="NAME", help="The node's name, a lower-case DNS name such as cert.fr.example.")
+        str,
+        typer.Option("--id", metavar="NAME", help="The node's name, a lower-case DNS name such as cert.fr.example."),
     ],
     jurisdiction: Annotated[
         str, typer.Option(metavar="CC", help="The country whose law this node lives under, such as FR.")
@@ -34,7 +35,8 @@ def init(
     roots: Annotated[int, typer.Option(help="How many root keys; they sign the node's card and nothing else.")] = 3,
     threshold: Annotated[int, typer.Option(help="How many of them must sign a card.")] = 2,
     law_pack: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A law pack to decide by; all that ship, unless some are named.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A law pack to decide by; all that ship, unless some are named."),
     ] = None,
     as_json: make.AsJson = False,
 ) -> None:

@@ -26,7 +26,9 @@ app = make.group(
 def list_rows(
     peer: Annotated[str | None, typer.Option(metavar="PEER", help="Only what went to this peer.")] = None,
     advisory: Annotated[str | None, typer.Option(metavar="NAME", help="Only this advisory.")] = None,
-    elements: Annotated[bool, typer.Option("--elements", help="Every part with its form and the rules that decided.")] = False,
+    elements: Annotated[
+        bool, typer.Option("--elements", help="Every part with its form and the rules that decided.")
+    ] = False,
     as_json: make.AsJson = False,
 ) -> None:
     """Lists disclosures, oldest first. Acknowledged: the peer has signed that it holds the entry durably."""
@@ -51,7 +53,10 @@ def list_rows(
                     row.seq,
                     row.name,
                     row.revision,
-                    *(sum(f is form for _, f, _ in row.elements) for form in (Form.FULL, Form.GENERALISED, Form.WITHHELD)),
+                    *(
+                        sum(f is form for _, f, _ in row.elements)
+                        for form in (Form.FULL, Form.GENERALISED, Form.WITHHELD)
+                    ),
                     row.agreement_digest.hex()[:12],
                     _state(row),
                 )
@@ -60,7 +65,9 @@ def list_rows(
         )
         return
     for row in rows:
-        screen.heading(f"{row.name} revision {row.revision} to {row.peer}, entry {row.seq}, {screen.cell(row.at)} by {row.by}")
+        screen.heading(
+            f"{row.name} revision {row.revision} to {row.peer}, entry {row.seq}, {screen.cell(row.at)} by {row.by}"
+        )
         screen.facts([("  agreement", row.agreement_digest), ("  core", row.core_digest), ("  state", _state(row))])
         screen.table(("Part", "Form", "Rules"), row.elements)
 

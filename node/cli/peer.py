@@ -51,7 +51,9 @@ def enrol(
     if as_json:
         screen.emit(card_data(card))
         return
-    screen.note(f"Enrolled {card.node}, card version {card.version}. Nothing is shared with it before an agreement is in force.")
+    screen.note(
+        f"Enrolled {card.node}, card version {card.version}. Nothing is shared with it before an agreement is in force."
+    )
     screen.note(f"Next: apostille agreement propose FILE, with {card.node} among its parties.")
 
 

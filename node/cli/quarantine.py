@@ -61,7 +61,9 @@ def show(
         raise HeldError(f"entry {entry} of {peer} was {found.outcome}, so its bytes were never kept")
     if out is not None and data is not None:
         session.write_file(out, data)
-        screen.note(f"Wrote {out}, {len(data)} bytes that were found wanting: do not open them with anything you trust.")
+        screen.note(
+            f"Wrote {out}, {len(data)} bytes that were found wanting: do not open them with anything you trust."
+        )
     if as_json:
         screen.emit(_data(found))
         return

@@ -87,7 +87,8 @@ def outcome_data(outcome: Outcome, *, verbose: bool) -> dict[str, Any]:
     }
     if verbose:
         data["elements"] = [
-            {"path": row.path, "categories": row.categories, "form": row.form, "rule": row.rule_id} for row in explain(decision)
+            {"path": row.path, "categories": row.categories, "form": row.form, "rule": row.rule_id}
+            for row in explain(decision)
         ]
     return data
 
@@ -99,7 +100,9 @@ def say_extras(outcome: Outcome) -> None:
     for alarm in outcome.decision.alarms:
         screen.note(f"{outcome.peer}: ALARM: {alarm}")
     if outcome.decision.next_change_at is not None:
-        screen.note(f"{outcome.peer}: time alone may change this from {screen.cell(outcome.decision.next_change_at)} on.")
+        screen.note(
+            f"{outcome.peer}: time alone may change this from {screen.cell(outcome.decision.next_change_at)} on."
+        )
 
 
 def _show(summary: Summary, outcomes: tuple[Outcome, ...], *, dry_run: bool, verbose: bool) -> None:

@@ -74,7 +74,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
     drawn = Table(box=box.SIMPLE_HEAD, title=title and clean(title), title_justify="left", pad_edge=False)
     for column in columns:
-        drawn.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold")
+        drawn.add_column(
+            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
+        )
     for row in rows:
         texts = [cell(value) for value in row]
         drawn.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))

@@ -15,4 +15,4 @@ def serve() -> None:
     from node import serve as server
 
     home = session.home()
-    server.serve(home, ready=lambda *_: screen.note(f"ready: {home}"))
+    server.serve(home, ready=lambda address: screen.note(f"Ready: {home} listens on {address}. Stop it with Ctrl-C."))

@@ -21,7 +21,7 @@ def status(as_json: make.AsJson = False) -> None:
     from node.overview import overview
 
     node = session.node()
-    found, serving = overview(node), session.is_serving()
+    found, serving = overview(node), session.serving_address()
     if as_json:
         screen.emit(
             {
@@ -29,7 +29,8 @@ def status(as_json: make.AsJson = False) -> None:
                 "jurisdiction": node.jurisdiction,
                 "home": str(node.home),
                 "listen": node.listen,
-                "serving": serving,
+                "serving": serving is not None,
+                "address": serving,
                 "peers": [_data(exchange) for exchange in found.exchanges],
                 "inbox": found.inbox,
                 "set_aside": found.set_aside,
@@ -43,7 +44,7 @@ def status(as_json: make.AsJson = False) -> None:
         [
             ("Node", f"{node.id} ({node.jurisdiction})"),
             ("Home", node.home),
-            ("Server", f"running on {node.listen}" if serving else "not running (apostille serve)"),
+            ("Server", f"running on {serving}" if serving else "not running (apostille serve)"),
             ("Agreements in force", found.agreements_in_force),
             ("Own advisories", f"{found.issued} issued, {found.drafts} drafts"),
             ("Inbox", f"{found.inbox} to work with"),

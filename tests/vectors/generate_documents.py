@@ -9,6 +9,7 @@ from typing import Any
 
 import material as m
 import rfc8785
+from mnemonic import Mnemonic
 from nacl import bindings
 
 from federation import agreement, keyring, strictjson
@@ -72,17 +73,45 @@ def ed25519_cases() -> dict[str, Any]:
         ("rule 1: 63 bytes of signature", key, message, good[:-1], BAD, "ok"),
         ("rule 1: 31 bytes of key", key[:-1], message, good, BAD, MALFORMED),
         ("rule 2: S with the group order added", key, message, large, BAD, "ok"),
-        ("rule 3: A is the identity, spelt p + 1", (P + 1).to_bytes(32, "little"), message, by(IDENTITY, 5, message, weight=0), BAD, MALFORMED),  # noqa: E501
+        (
+            "rule 3: A is the identity, spelt p + 1",
+            (P + 1).to_bytes(32, "little"),
+            message,
+            by(IDENTITY, 5, message, weight=0),
+            BAD,
+            MALFORMED,
+        ),  # noqa: E501
         ("rule 3: A is no point of the curve", (2).to_bytes(32, "little"), message, good, BAD, MALFORMED),
         ("rule 4: A is the identity", IDENTITY, message, by(IDENTITY, 5, message, weight=0), BAD, MALFORMED),
         ("rule 4: A has order two", ORDER_TWO, message, by(ORDER_TWO, 5, message, weight=0), BAD, MALFORMED),
         ("rule 4: A has order eight", ORDER_EIGHT, message, by(ORDER_EIGHT, 5, message, weight=0), BAD, MALFORMED),
         ("rule 5: R is the identity", plain, message, by(plain, 0, message, r=IDENTITY), BAD, "ok"),
-        ("rule 5: R is the identity, spelt p + 1", plain, message, by(plain, 0, message, r=(P + 1).to_bytes(32, "little")), BAD, "ok"),  # noqa: E501
+        (
+            "rule 5: R is the identity, spelt p + 1",
+            plain,
+            message,
+            by(plain, 0, message, r=(P + 1).to_bytes(32, "little")),
+            BAD,
+            "ok",
+        ),  # noqa: E501
         ("rule 5: R has order two", plain, message, by(plain, 0, message, r=ORDER_TWO), BAD, "ok"),
-        ("rule 6: R is off by a point of order eight: only the cofactored equation holds", plain, message, by(plain, 7, message, r=shifted), BAD, "ok"),  # noqa: E501
+        (
+            "rule 6: R is off by a point of order eight: only the cofactored equation holds",
+            plain,
+            message,
+            by(plain, 7, message, r=shifted),
+            BAD,
+            "ok",
+        ),  # noqa: E501
         ("rule 6: A of mixed order, and the equation holds exactly", mixed, message, found(True)[0], "ok", MALFORMED),
-        ("rule 6: A of mixed order: only the cofactored equation holds", mixed, message, found(False)[0], BAD, MALFORMED),  # noqa: E501
+        (
+            "rule 6: A of mixed order: only the cofactored equation holds",
+            mixed,
+            message,
+            found(False)[0],
+            BAD,
+            MALFORMED,
+        ),  # noqa: E501
     ]
     return {
         "about": "The one Ed25519 verdict. `expect` is for verifying `signature` over `message` by `public_key` (all"
@@ -114,17 +143,30 @@ def card_cases() -> dict[str, Any]:
     def with_public(name: str, raw: bytes) -> None:
         with_key(name, MALFORMED, public=b64url(raw), kid=key_id(Role.ISSUE, raw))
 
-    fingerprint = {"fingerprint": good.roots.fingerprint().hex(), "node": good.node, "version": good.version}
+    printed = good.roots.fingerprint()
+    words = Mnemonic("english").to_mnemonic(printed)
+    fingerprint = {"node": good.node, "version": good.version, "fingerprint": printed.hex(), "words": words}
     add("two of three roots sign", m.card_text(good), "ok", **fingerprint)
     all_roots = m.root_signers(m.FR, 3, 1, 2)
-    add("all three roots sign, in any order", m.document(good.payload(), keyring.JWS_TYPE, all_roots), "ok", **fingerprint)
+    add(
+        "all three roots sign, in any order",
+        m.document(good.payload(), keyring.JWS_TYPE, all_roots),
+        "ok",
+        **fingerprint,
+    )
     rotating = replace(good, version=2, keys=(*good.keys, m.online(Role.FEED, m.public("new feed"))))
     add("two feed keys, during a rotation", m.card_text(rotating), "ok", **(fingerprint | {"version": 2}))
-    add("one of three roots, where the threshold is two", m.document(good.payload(), keyring.JWS_TYPE, signers[:1]), BAD)
+    add(
+        "one of three roots, where the threshold is two", m.document(good.payload(), keyring.JWS_TYPE, signers[:1]), BAD
+    )
     foreign = [*signers, *m.root_signers(m.DE, 1)]
     add("a third signature, by a root of another node", m.document(good.payload(), keyring.JWS_TYPE, foreign), BAD)
     borrowed = [signers[0], (signers[1][0], f"{m.DE} root 1")]
-    add("the kid of one root over the signature of another key", m.document(good.payload(), keyring.JWS_TYPE, borrowed), BAD)
+    add(
+        "the kid of one root over the signature of another key",
+        m.document(good.payload(), keyring.JWS_TYPE, borrowed),
+        BAD,
+    )
     by_issue = [signers[0], (good.keys[0].kid, f"{m.FR} issue")]
     add("an online key signs in place of a root", m.document(good.payload(), keyring.JWS_TYPE, by_issue), BAD)
     twice = [signers[0], signers[0]]
@@ -162,7 +204,7 @@ def card_cases() -> dict[str, Any]:
     with_public("an online key spelt non-canonically", (P + 3).to_bytes(32, "little"))
     return {
         "about": "Node cards, as the text of their file. `ok` cards name node, version and the fingerprint of the root"
-        " set (16 bytes, hexadecimal). " + ABOUT_SEEDS,
+        " set (16 bytes, hexadecimal, and the same as words). " + ABOUT_SEEDS,
         "cases": cases,
     }
 
@@ -207,8 +249,16 @@ def agreement_cases() -> dict[str, Any]:
     old = [(f"{m.FR}/{m.OLD_KEY.kid}", f"{m.FR} old issue")]
     add("signed by a key that is no longer valid", signed(good.canonical, old), "UNKNOWN_KEY")
     add("one party signs twice", signed(good.canonical, [everyone[0], *by_feed]), BAD)
-    add("the key of one party over the signature of another", signed(good.canonical, [(everyone[0][0], f"{m.DE} issue")]), BAD)  # noqa: E501
-    add("a kid without a party", signed(good.canonical, [(everyone[0][0].partition("/")[2], f"{m.FR} issue")]), MALFORMED)
+    add(
+        "the key of one party over the signature of another",
+        signed(good.canonical, [(everyone[0][0], f"{m.DE} issue")]),
+        BAD,
+    )  # noqa: E501
+    add(
+        "a kid without a party",
+        signed(good.canonical, [(everyone[0][0].partition("/")[2], f"{m.FR} issue")]),
+        MALFORMED,
+    )
     add("signed as a card", m.document(good.canonical, keyring.JWS_TYPE, everyone), MALFORMED)
     add("signed bytes with white space", signed(json.dumps(terms).encode()), MALFORMED)
     changed("an unknown member", MALFORMED, comment="hello")
@@ -255,11 +305,19 @@ def core_cases() -> dict[str, Any]:
         shown = [raw.decode() for raw in disclosures]
         cases.append({"name": name, "core": core.decode(), "disclosures": shown, "expect": expect, **more})
 
-    def bad(name: str, expect: str, payload: JsonObject | bytes | None = None, label: str = f"{m.FR} issue", **h: Any) -> None:
+    def bad(
+        name: str, expect: str, payload: JsonObject | bytes | None = None, label: str = f"{m.FR} issue", **h: Any
+    ) -> None:
         add(name, m.core(made.payload() if payload is None else payload, label, **h), (), expect)
 
     def chosen(name: str, forms: Callable[[str, frozenset[Category]], Form], **more: Any) -> None:
-        add(name, made.own.core, made.choose(forms), "ok", **more)
+        shown = {e.path: (forms(e.path, e.categories), e) for e in made.own.elements}
+        elements = {
+            path: ["full" if form is Form.FULL and e.full else "generalised", *sorted(e.categories)]
+            for path, (form, e) in shown.items()
+            if form is not Form.WITHHELD
+        }
+        add(name, made.own.core, made.choose(forms), "ok", elements=elements, **more)
 
     def handling(name: str, expect: str = "BAD_HANDLING", **changes: Any) -> None:
         data = {k: v for k, v in (made.own.payload["handling"] | changes).items() if v is not m.card}
@@ -268,7 +326,10 @@ def core_cases() -> dict[str, Any]:
     chosen("everything in full", lambda *_: Form.FULL, csaf=m.CSAF, ai=m.AI)
     chosen("no exploit, no attribution", lambda _, c: Form.WITHHELD if c & withheld else Form.FULL)
     general = {e.path for e in made.own.elements if e.generalised}
-    chosen("generalised where there is such a form, else withheld", lambda p, _: Form.GENERALISED if p in general else Form.WITHHELD)
+    chosen(
+        "generalised where there is such a form, else withheld",
+        lambda p, _: Form.GENERALISED if p in general else Form.WITHHELD,
+    )
     chosen("nothing disclosed", lambda *_: Form.WITHHELD, ai=None)
     full = made.choose(lambda *_: Form.FULL)
     add("in another order", made.own.core, full[::-1], "ok", csaf=m.CSAF, ai=m.AI)
@@ -277,7 +338,9 @@ def core_cases() -> dict[str, Any]:
     add("one disclosure twice", made.own.core, titles[:1] * 2, MALFORMED)
     alien = Disclosure.make(bytes(16), "title", "Injected").raw
     add("a disclosure that the core does not refer to", made.own.core, (alien,), BAD)
-    orphan = next(raw for raw in made.disclosures if b"GW41" in raw and b"remediation" not in raw and b"known_affected" in raw)
+    orphan = next(
+        raw for raw in made.disclosures if b"GW41" in raw and b"remediation" not in raw and b"known_affected" in raw
+    )
     add("a member without the containers around it", made.own.core, (orphan,), BAD)
     add("a disclosure with white space added", made.own.core, (titles[0].replace(b",", b", ", 1),), BAD)
     flipped = made.own.core[:-2] + (b"A" if made.own.core[-2:-1] != b"A" else b"B") + made.own.core[-1:]
@@ -288,14 +351,25 @@ def core_cases() -> dict[str, Any]:
     add("padded base64url", head + b"=." + body + b"." + signature, (), MALFORMED)
     add("four parts", made.own.core + b".", (), MALFORMED)
 
-    for member, value in (("alg", "EdDSA"), ("alg", "none"), ("typ", "JWT"), ("typ", "agreement+jws"), ("crit", ["exp"])):
+    for member, value in (
+        ("alg", "EdDSA"),
+        ("alg", "none"),
+        ("typ", "JWT"),
+        ("typ", "agreement+jws"),
+        ("crit", ["exp"]),
+    ):
         bad(f"header with {member} {json.dumps(value)}", MALFORMED, **{member: value})
     for name in ("jwk", "jku", "x5c", "cty"):
         bad(f"header with {name}", MALFORMED, **{name: "x"})
     bad("header without kid", MALFORMED, kid=None)
     bad("an unknown kid", "UNKNOWN_KEY", kid="0" * 16)
     bad("the kid of a feed key", "UNKNOWN_KEY", label=f"{m.FR} feed", kid=key_id(Role.FEED, m.public(f"{m.FR} feed")))
-    bad("the kid of another node's key", "UNKNOWN_KEY", label=f"{m.DE} issue", kid=key_id(Role.ISSUE, m.public(f"{m.DE} issue")))  # noqa: E501
+    bad(
+        "the kid of another node's key",
+        "UNKNOWN_KEY",
+        label=f"{m.DE} issue",
+        kid=key_id(Role.ISSUE, m.public(f"{m.DE} issue")),
+    )  # noqa: E501
     bad("a key that is no longer valid", "UNKNOWN_KEY", label=f"{m.FR} old issue", kid=m.OLD_KEY.kid)
     bad("another key under the right kid", BAD, label=f"{m.DE} issue")
     us = made.payload(iss="cert.us.example", jti="cert.us.example/FR-VECTOR-1/1")
@@ -324,7 +398,11 @@ def core_cases() -> dict[str, Any]:
     bad("a payload member twice", MALFORMED, text.replace(b"{", b'{"v":1,', 1))
     bad("NaN in the payload", MALFORMED, text.replace(b'"v":1', b'"v":NaN', 1))
     bad("no handling", MALFORMED, made.payload(handling=None))
-    bad("handling that is null", "BAD_HANDLING", text.replace(text[text.index(b'"handling":') : text.index(b',"csaf"')], b'"handling":null'))  # noqa: E501
+    bad(
+        "handling that is null",
+        "BAD_HANDLING",
+        text.replace(text[text.index(b'"handling":') : text.index(b',"csaf"')], b'"handling":null'),
+    )  # noqa: E501
     for member in made.own.payload["handling"]:
         handling(f"no {member}", **{member: m.card})
     handling("an unknown member", note="x")
@@ -343,7 +421,8 @@ def core_cases() -> dict[str, Any]:
     return {
         "about": "Cores with disclosures (each the JSON text that is hashed), read at `now` by a node that has enrolled"
         " `cards` and uses the label file whose SHA-256 is `labels`: signature, disclosures and meaning, before policy."
-        " `csaf` and `ai`, where given, are what is read. " + ABOUT_SEEDS,
+        " `csaf` and `ai`, where given, are what is read; `elements` says which elements came, in which form, and of which"
+        " categories they are. " + ABOUT_SEEDS,
         "now": instant_text(m.NOW),
         "labels": m.LABELS.digest.hex(),
         "cards": m.CARD_TEXTS,

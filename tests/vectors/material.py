@@ -264,4 +264,3 @@ def root_of(items: Iterable[bytes]) -> bytes:
 
 def presentation(made: Made, disclosures: Iterable[bytes]) -> Presentation:
     return Presentation(made.own.core, tuple(disclosures))
-
