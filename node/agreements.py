@@ -14,14 +14,16 @@ from federation import agreement as terms
 from federation import jws
 from federation.agreement import Agreement
 from federation.entries import AgreementOffer
-from federation.errors import NotFoundError, UsageError
+from federation.errors import HeldError, NotFoundError, UsageError
 from federation.limits import MAX_CONTROL_BYTES
 from federation.model import NodeId, Role, node_id
+from federation.policy.decide import may_notify
+from federation.policy.schema import Control
 from node.context import Node
 from node.feeds import append
 from node.peers import keyring
 from node.store.database import read, record, write
-from node.store.tables import agreements, peers
+from node.store.tables import agreements
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +131,6 @@ def in_force(tx: Connection, now: datetime) -> dict[bytes, Agreement]:
     return {agreement.digest: agreement for agreement in newest.values()}
 
 
-def between(held: dict[bytes, Agreement], sender: NodeId, receiver: NodeId) -> Agreement | None:
-    """The agreement in force under which `sender` shares with `receiver`; of several, the first by id."""
-    covering = sorted((a for a in held.values() if a.covers(sender, receiver)), key=lambda a: a.id)
-    return covering[0] if covering else None
-
-
 def _store_and_offer(node: Node, tx: Connection, received: bytes, *, act: str) -> Held:
     new = _open(node, tx, received)
     agreement = new.agreement
@@ -152,11 +148,23 @@ def _store_and_offer(node: Node, tx: Connection, received: bytes, *, act: str) -
     else:
         tx.execute(update(agreements).where(agreements.c.digest == agreement.digest).values(**values))
     record(tx, at=now, by=node.actor, act=act, subject=agreement.id, detail=f"version {agreement.version}")
-    enrolled = set(tx.execute(select(peers.c.node).where(peers.c.trusted == 1)).scalars().all())
-    for party in agreement.parties:
-        if party != node.id and party in enrolled:
-            append(node, tx, party, AgreementOffer(new.document))
+    _offer(node, tx, new)
     return new
+
+
+def _offer(node: Node, tx: Connection, held: Held) -> None:
+    """Appends the document to the feed of every other party that is enrolled, unless law forbids even that."""
+    now = node.clock()
+    cards = keyring(node, tx).cards
+    for party in held.agreement.parties:
+        if party == node.id or party not in cards:
+            continue
+        try:
+            may_notify(Control.AGREEMENT, node.jurisdiction, party, cards[party].jurisdiction, node.book, now)
+        except HeldError as e:
+            record(tx, at=now, by="policy", act="agreement.held", subject=party, detail=str(e))
+            continue
+        append(node, tx, party, AgreementOffer(held.document))
 
 
 def _union(node: Node, tx: Connection, old: Held, new: Held) -> Held:

@@ -1,8 +1,8 @@
-"""Is a home fit to run? A list of findings, each with what to do. Nothing is changed, and no finding stops the next check.
+"""Is a home fit to run? Findings, each with what to do. Nothing is changed, and no finding stops the next check.
 
-Works where `node.main.open_node` refuses: that is when people ask. Checked are the folder's modes, settings, card, keys and
-passphrase, database, clock, disk, law packs and labels, agreements near their end, and whether the packages that are loaded
-are the ones that were installed: `config` and `node` are common names.
+Works where `node.main.open_node` refuses: that is when people ask. Checked are the folder's modes, settings, card, keys
+and passphrase, database, clock, disk, law packs and labels, agreements near their end, and whether the packages that
+are loaded are the ones that were installed: `config` and `node` are common names.
 """
 
 import base64
@@ -56,7 +56,7 @@ class Finding:
 
 
 def examine(home: Path) -> tuple[Finding, ...]:
-    """Every finding about `home`, in the order in which a person would mend things. Raises UsageError when it is no home."""
+    """Every finding about `home`, in the order in which one would mend things. Raises UsageError when it is no home."""
     chosen = main.read_settings(home)
     now = main.utc_now()
     return (
@@ -212,7 +212,7 @@ def _agreements(home: Path, now: datetime) -> Iterator[Finding]:
 
 
 def _installation() -> Finding:
-    """Are the packages that Python finds ours? Their names are common, and another distribution may have put files there."""
+    """Are the packages that Python finds ours? Their names are common: others may have put files there."""
     ours = Path(__file__).parents[1]
     strangers = [name for name in _PACKAGES if not _is_at(name, ours / name)]
     if strangers:

@@ -1,4 +1,4 @@
-"""How a node stands: its feeds with each peer, and how much lies in inbox, quarantine, drafts and agreements. Reading only."""
+"""How a node stands: its feeds with each peer, and how much lies in inbox, quarantine and drafts. Reading only."""
 
 from dataclasses import dataclass
 from datetime import datetime

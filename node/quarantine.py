@@ -1,7 +1,7 @@
 """Entries that a peer sent and this node did not use, with the reason: set aside (quarantined), or refused.
 
-Of what was quarantined the bytes are kept for inspection; of what law or agreement forbids to keep, only the leaf hash, the
-code and the rule are (I10). Reading only: what becomes of an entry is decided once, in `node.sync`.
+Of what was quarantined the bytes are kept for inspection; of what law or agreement forbids to keep, only the leaf hash,
+the code and the rule are (I10). Reading only: what becomes of an entry is decided once, in `node.sync`.
 """
 
 import hashlib

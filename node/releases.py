@@ -19,7 +19,8 @@ from federation.errors import HeldError, TermsError, UsageError
 from federation.keyring import Card
 from federation.model import Decision, Form, NodeId
 from federation.outbound import OwnAdvisory, Presented, present
-from federation.policy.decide import decide
+from federation.policy.decide import decide, may_notify
+from federation.policy.schema import Control
 from node import advisories, feeds
 from node.advisories import Summary
 from node.agreements import in_force
@@ -93,6 +94,7 @@ def withdraw_what_may_not_go(node: Node, card: Card, seqs: range) -> tuple[int, 
     with write(node.engine) as tx:
         doubtful = _not_permitted(node, tx, card, seqs)  # again, under the lock
         if doubtful:
+            may_notify(Control.WITHDRAWAL, node.jurisdiction, card.node, card.jurisdiction, node.book, node.clock())
             eraser = feeds.append(node, tx, card.node, Withdrawal(doubtful, _NO_LONGER_PERMITTED))
             feeds.erase(tx, card.node, doubtful, eraser)
             now = node.clock()

@@ -17,10 +17,11 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
 from federation.errors import ConflictError, LocalError, NotFoundError, RemoteError
+from federation.keyring import Card
 from federation.model import NodeId
 from node import feeds, logs
 from node.context import Node
-from node.peers import all_peers
+from node.peers import all_peers, trusted_card
 from node.sync import Link, Report, sync
 
 MOST_BACK_OFF_S = 900.0  # a peer that comes back is found within a quarter of an hour, or at once by its own notice
@@ -41,7 +42,7 @@ class Line(Link, Protocol):
         """Ends the calls that are under way."""
 
 
-Connect = Callable[[Node, NodeId], AbstractContextManager[Line]]
+Connect = Callable[[Node, Card], AbstractContextManager[Line]]
 
 
 class Polls:
@@ -137,7 +138,7 @@ class Polls:
     def _guard(self, peer: NodeId, what: str, call: Callable[[NodeId, Line], None]) -> bool | None:
         """One call over a line of its own. Returns whether it failed; None when the peer is not trusted any more."""
         try:
-            with self._connect(self._node, peer) as line:
+            with self._connect(self._node, trusted_card(self._node, peer)) as line:
                 with self._lock:
                     if self._stopping:
                         return True

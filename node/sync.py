@@ -18,6 +18,7 @@ from federation import checkpoint, feed, merkle
 from federation.entries import AgreementOffer, Delivery, ErasedItem, Withdrawal
 from federation.errors import (
     BadPageError,
+    ConflictError,
     FeedFrozenError,
     HeldError,
     NotAdmittedError,
@@ -121,7 +122,10 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
             _freeze(node, card.node, e, (state.head, page.checkpoint, page.latest))
             raise
         retried = False
-        counts = _commit(node, card.node, state, verified)
+        try:
+            counts = _commit(node, card.node, state, verified)
+        except ConflictError:  # another process of this home took in this page first: go on from where it is
+            continue
         report.pages += 1
         for outcome, count in counts.items():
             report.counts[outcome] = report.counts.get(outcome, 0) + count

@@ -1,7 +1,7 @@
 """The command line. `main` is the entry point of the console script `apostille`.
 
-A module for each noun, imported when that noun is used; `screen` is what people see, `exits` the one place that turns errors
-into exit codes. Commands call use cases and print: nothing is decided here.
+A module for each noun, imported when that noun is used; `screen` is what people see, `exits` the one place that turns
+errors into exit codes. Commands call use cases and print: nothing is decided here.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from node.cli import exits, session
-from node.cli.app import Entry, Root, root, show_help_if_alone
+from node.cli.make import Entry, Root, root, show_help_if_alone
 
 _SET_UP, _AGREE, _WORK, _RECEIVE = "Set up and run", "Peers and agreements", "Your advisories", "What came in"
 _CATALOGUE = {
@@ -67,7 +67,7 @@ def _begin(
             "--home", envvar=session.HOME_VARIABLE, metavar="DIR", help="The node's folder.  [default: ~/.apostille]"
         ),
     ] = None,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback has answered before
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:

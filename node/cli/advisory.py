@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.model import Category, Tlp
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 if TYPE_CHECKING:
     from node.advisories import Imported, Summary
 
 app = make.group(
-    "This node's own advisories: drafted or imported, labelled, then released. A release signs an advisory once and gives each "
-    "peer the parts that law and agreement allow.",
+    "This node's own advisories: drafted or imported, labelled, then released. A release signs an advisory once and "
+    "gives each peer the parts that law and agreement allow.",
     "apostille advisory import advisories/ --tlp AMBER",
     "apostille advisory release CERT-FR-2026-0131 --dry-run",
     "apostille advisory release CERT-FR-2026-0131",
@@ -58,7 +57,7 @@ def import_files(
     to: To = None,
     as_json: make.AsJson = False,
 ) -> None:
-    """Imports advisories from files and folders. What is here already is counted, so an interrupted import is simply repeated.
+    """Imports advisories from files and folders. Repeat an interrupted import: what is here already is only counted.
 
     A file that is refused does not stop the others; its reason is listed, and the exit code is 1.
     """
@@ -95,8 +94,8 @@ def release(
 ) -> None:
     """Decides what each peer gets of an advisory, by law and agreement, and puts it into that peer's feed.
 
-    The first release signs it; from then on it cannot be changed. Without --to it goes to every trusted peer. Exit code 1
-    when nothing leaves for anybody, 6 when something is held for a person to look at.
+    The first release signs it; from then on it cannot be changed. Without --to it goes to every trusted peer. Exit
+    code 1 when nothing leaves for anybody, 6 when something is held for a person to look at.
     """
     from node.cli import releasing
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.errors import UsageError
-from node.cli import app as make
-from node.cli import exits, screen, session
+from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from node.agreements import Held
 
 app = make.group(
-    "Sharing agreements: who may send what to whom, until when. An agreement is in force once every party has signed it.",
+    "Sharing agreements: who may send what to whom, until when. One is in force once every party has signed it.",
     "apostille agreement template > agreement.yaml",
     "apostille agreement check agreement.yaml",
     "apostille agreement propose agreement.yaml",

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli import app as make
-from node.cli import exits, screen, session
+from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
     from federation.keyring import Card

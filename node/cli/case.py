@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 if TYPE_CHECKING:
     from node.cases import Case
 
 app = make.group(
-    "Private records of what you work on. A case never leaves this node: an advisory is drafted from named fields of it.",
+    "Private records of what you work on. A case never leaves this node: advisories are drafted from named fields.",
     "apostille case open case.yaml",
     "apostille case list",
 )

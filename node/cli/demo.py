@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli import app as make
+from node.cli import make
 
 app = make.single()
 

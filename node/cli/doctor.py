@@ -1,7 +1,6 @@
 """`apostille doctor`: is this home fit to run, and what to do where it is not. Prints; `node.checkup` looks."""
 
-from node.cli import app as make
-from node.cli import exits, screen, session
+from node.cli import exits, make, screen, session
 
 app = make.single()
 

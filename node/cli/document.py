@@ -1,7 +1,7 @@
 """A CSAF document and its AI part, readable on a terminal.
 
-What was withheld is simply absent, and nobody has checked that what a peer sent is valid CSAF: every part is taken as it is,
-and a part of another shape than CSAF has is passed over. Nothing that a document names is fetched (I18).
+What was withheld is simply absent, and nobody has checked that what a peer sent is valid CSAF: every part is taken as
+it is, and a part of another shape than CSAF has is passed over. Nothing that a document names is fetched (I18).
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The one place that turns errors into exit codes and sentences (docs/exit-codes.md has the table for people).
 
-Every error of `federation.errors` becomes one sentence on stderr; a fault of ours becomes one line to report. No traceback
-reaches a user. What stands in a sentence may come from a peer, so it is cleaned before it is printed.
+Every error of `federation.errors` becomes one sentence on stderr; a fault of ours becomes one line to report. No
+traceback reaches a user. What stands in a sentence may come from a peer, so it is cleaned before it is printed.
 """
 
 import errno

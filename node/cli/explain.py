@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 app = make.single()
 _SHOWN_PATHS = 8

@@ -1,4 +1,4 @@
-"""Importing many files: one refused file never stops the others, and whatever was imported is counted when it is repeated."""
+"""Importing many files: one refused file never stops the others, and repeating an import only counts what is here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class _Tally:
 
 
 def run(paths: Iterable[Path], tlp: Tlp | None, *, release: bool, to: list[str], as_json: bool) -> None:
-    """Imports `paths`, prints the summary. Raises UsageError for a path that is not there, RefusedError if any was refused."""
+    """Imports `paths` and prints a summary. Raises UsageError for a missing path, RefusedError for a refused file."""
     files = _files(paths)
     if to and not release:
         raise UsageError("--to says where to release; add --release")

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 if TYPE_CHECKING:
     from node.inbox import Item
 
 app = make.group(
-    "Advisories that peers sent. What stands in one is said by its origin, whose signature was verified; parts that were not "
-    "meant for this node are absent.",
+    "Advisories that peers sent. What stands in one is said by its origin, whose signature was verified; parts that "
+    "were not meant for this node are absent.",
     "apostille inbox list",
     "apostille inbox show 3",
     "apostille inbox export 3 --format csaf --out advisory.json",

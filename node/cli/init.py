@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from federation.errors import MalformedError, UsageError
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 app = make.single()
 

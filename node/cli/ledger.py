@@ -4,14 +4,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 if TYPE_CHECKING:
     from node.releases import LedgerRow
 
 app = make.group(
-    "The account of every disclosure: what went to whom, which parts, under which agreement and rules, released by whom.",
+    "The account of every disclosure: what went to whom, which parts, under which agreement and rules, by whom.",
     "apostille ledger list",
     "apostille ledger list --peer cert.de.example --json",
 )

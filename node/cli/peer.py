@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.errors import UsageError
-from node.cli import app as make
-from node.cli import exits, screen, session
+from node.cli import exits, make, screen, session
 from node.cli.card import card_data, read_card_file, show_card
 
 if TYPE_CHECKING:

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.errors import HeldError
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 if TYPE_CHECKING:
     from node.quarantine import SetAside
 
 app = make.group(
-    "Entries that peers sent and this node did not use. Quarantined: set aside and kept, because something in them is wrong. "
-    "Refused: not kept, because no agreement covers them or law forbids it.",
+    "Entries that peers sent and this node did not use. Quarantined: set aside and kept, because something in them is "
+    "wrong. Refused: not kept, because no agreement covers them or law forbids it.",
     "apostille quarantine list",
     "apostille quarantine show cert.de.example 17",
 )

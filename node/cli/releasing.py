@@ -18,7 +18,7 @@ _NOTHING = "nothing leaves"
 
 
 def run(name: str, to: Iterable[str], *, dry_run: bool, verbose: bool, as_json: bool) -> None:
-    """Releases, or shows what a release would do. Raises RefusedError when nothing left, HeldError when a person must look."""
+    """Releases, or shows what that would do. Raises RefusedError when nothing left, HeldError if anything is held."""
     node = session.node()
     peers = tuple(map(NodeId, to))
     summary, outcomes = (releases.preview if dry_run else releases.release)(node, name, peers)

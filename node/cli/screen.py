@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from federation.model import instant_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 _PLAIN_WIDTH = 10_000  # columns of a table in a pipe: it is as wide as what stands in it
 _PROGRESS_AFTER_S = 1.0
 _MAX_CELL = 300  # characters; a peer chooses how long its titles are
+_PRINTED: list[bool] = []  # whether something stands on stdout already
 _JOINERS = "\u200c\u200d"  # ZWNJ and ZWJ: Persian and the scripts of India need them
 _SPACES = frozenset(("Zl", "Zp"))
 _DROPPED = frozenset(("Cc", "Cf", "Cs"))  # controls and escape codes, direction marks, halves of surrogate pairs
@@ -66,13 +67,13 @@ def cell(value: object) -> str:
     return text if len(text) <= _MAX_CELL else f"{text[: _MAX_CELL - 1]}…"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """A table on stdout; a column whose name begins with `#` is a number and stands to the right."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout, apart from what stands before it; a column whose name begins with `#` is a number and stands to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, title=title and clean(title), title_justify="left", pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         drawn.add_column(
             column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
@@ -80,7 +81,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     for row in rows:
         texts = [cell(value) for value in row]
         drawn.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))
-    _console(sys.stdout).print(drawn)
+    _print(drawn, apart=True)
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
@@ -92,14 +93,14 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     for name, value in pairs:
         text = cell(value)
         drawn.add_row(Text(name, style="bold"), Text(text, style=_STYLES.get(text, "")))
-    _console(sys.stdout).print(drawn)
+    _print(drawn)
 
 
 def heading(text: str) -> None:
-    """A heading on stdout, after an empty line."""
+    """A heading on stdout, apart from what stands before it."""
     from rich.text import Text
 
-    _console(sys.stdout).print(Text(f"\n{clean(text)}", style="bold"))
+    _print(Text(clean(text), style="bold"), apart=True)
 
 
 def paragraph(text: str, *, indent: int = 0) -> None:
@@ -108,7 +109,7 @@ def paragraph(text: str, *, indent: int = 0) -> None:
     from rich.text import Text
 
     lines = "\n".join(map(clean, text.splitlines()))
-    _console(sys.stdout).print(Padding(Text(lines), (0, 0, 0, indent), expand=False))
+    _print(Padding(Text(lines), (0, 0, 0, indent), expand=False))
 
 
 def emit(data: object) -> None:
@@ -176,6 +177,19 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
         yield advance
     finally:
         bar.stop()
+
+
+def _print(drawn: "RenderableType", *, apart: bool = False) -> None:
+    console = _console(sys.stdout)
+    if apart and _PRINTED:
+        console.print()
+    _PRINTED.append(True)
+    if sys.stdout.isatty():
+        console.print(drawn)
+        return
+    with console.capture() as captured:
+        console.print(drawn)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 def _console(stream: Any) -> "Console":

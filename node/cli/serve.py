@@ -1,7 +1,6 @@
 """`apostille serve`: the server."""
 
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 app = make.single()
 

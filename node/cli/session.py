@@ -49,7 +49,7 @@ def node() -> "Node":
 
 
 def wake() -> None:
-    """Tells a server that runs on this home that there is news for peers; without one, they find it at their next poll."""
+    """Tells a server that runs on this home that there is news for peers."""
     from node import serve
 
     serve.wake(home())

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from node.cli import app as make
-from node.cli import screen, session
+from node.cli import make, screen, session
 
 if TYPE_CHECKING:
     from node.overview import Exchange
@@ -16,7 +15,7 @@ def status(as_json: make.AsJson = False) -> None:
     """Shows whether the server runs, how the feeds to and from each peer stand, and what lies here.
 
     Sent: entries in our feed to a peer, and how many of them it has acknowledged as safely stored.
-    Problem: the code of the last failed fetch; FROZEN means that a peer's history contradicts itself and people must look.
+    Problem: the code of the last failed fetch; FROZEN: the peer's history contradicts itself, people must look.
     """
     from node.overview import overview
 

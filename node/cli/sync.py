@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.errors import ApostilleError
-from node.cli import app as make
-from node.cli import exits, screen, session
+from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
     from federation.model import NodeId
@@ -30,7 +29,7 @@ def sync(
 
     node = session.node()
     if peer is not None:
-        names = (peers.trusted_card(node, NodeId(peer)).node,)
+        names: tuple[NodeId, ...] = (peers.trusted_card(node, NodeId(peer)).node,)
     else:
         names = tuple(known.card.node for known in peers.all_peers(node) if known.trusted)
     if not names:

@@ -17,8 +17,8 @@ from google.protobuf.message import Message
 from federation.entries import parse, read_item
 from federation.errors import DeniedError, MalformedError, RemoteError, UnreachableError
 from federation.feed import PageBytes
+from federation.keyring import Card
 from federation.limits import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES, MAX_PAGE_ITEMS
-from federation.model import NodeId
 from node.context import Node
 from node.peers import trusted_card
 from node.rpc import limits
@@ -50,19 +50,18 @@ class PeerLink:
     """An open channel to `peer`; a context manager. It fits `node.sync.Link`.
 
     Every call raises UnreachableError when no answer came, DeniedError when the answer was no, MalformedError when it
-    is not of the schema, and NotFoundError once the peer is not trusted any more. Making one raises NotFoundError,
-    LockedError or KeyringError; the connection itself is made by the first call.
+    is not of the schema, and NotFoundError once the peer is not trusted any more. Making one raises MalformedError for
+    an endpoint that is none, LockedError or KeyringError; the connection itself is made by the first call.
     """
 
-    def __init__(self, node: Node, peer: NodeId) -> None:
-        card = trusted_card(node, peer)
+    def __init__(self, node: Node, peer: Card) -> None:
         self._node = node
-        self._peer = peer
-        self._host, self._port = split_endpoint(card.endpoint)
+        self._peer = peer.node
+        self._host, self._port = split_endpoint(peer.endpoint)
         self._answered = False
-        options = (*_OPTIONS, ("grpc.ssl_target_name_override", peer))
+        options = (*_OPTIONS, ("grpc.ssl_target_name_override", peer.node))
         target = f"dns:///{self._host}:{self._port}"  # the scheme is ours: an endpoint cannot choose another
-        self._channel = grpc.secure_channel(target, channel_credentials(node, card), options)
+        self._channel = grpc.secure_channel(target, channel_credentials(node, peer), options)
 
     def __enter__(self) -> Self:
         return self

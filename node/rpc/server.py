@@ -12,7 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -42,6 +42,10 @@ from node.rpc.tls import peer_of, server_credentials, trusted_cards
 from node.store.database import record, write
 from protos.exchange.v1 import exchange_pb2 as wire
 from protos.exchange.v1 import exchange_pb2_grpc
+
+if TYPE_CHECKING:  # these types exist for the type checker only
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Context = grpc.aio.ServicerContext[bytes, Message]
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Exchange"].full_name
 STRANGER = "the key that was presented is on no card that this node trusts"
@@ -128,16 +132,16 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: "grpc.HandlerCallDetails",
+    ) -> "Handler | None":
         """The handler of a call, guarded; None (gRPC answers UNIMPLEMENTED) for streams and unknown methods."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return None
         method = handler_call_details.method.rpartition("/")[2]
 
-        async def answer(data: bytes, context: grpc.aio.ServicerContext[bytes, Message]) -> Message:
+        async def answer(data: bytes, context: "Context") -> Message:
             return await self._answer(method, handler, data, context)
 
         return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
@@ -145,9 +149,9 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _answer(
         self,
         method: str,
-        handler: grpc.RpcMethodHandler[Any, Any],
+        handler: "Handler",
         data: bytes,
-        context: grpc.aio.ServicerContext[bytes, Message],
+        context: "Context",
     ) -> Message:
         """(1) who calls, by exact key; (2) within its quota; (3) the request, without unknown fields; (4) the call."""
         now_s, caller = asyncio.get_running_loop().time(), None
@@ -169,7 +173,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _leave(self, peer: NodeId, method: str, _done: Future[Message]) -> None:
         self._quota.leave(peer, method)
 
-    def _identify(self, context: grpc.aio.ServicerContext[bytes, Message]) -> Card:
+    def _identify(self, context: "Context") -> Card:
         return peer_of(context.auth_context(), trusted_cards(self._node), self._node.clock())
 
     def _account(self, caller: str, method: str, code: grpc.StatusCode, error: Exception, now_s: float) -> None:
@@ -246,7 +250,7 @@ def refusal_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, "internal error"
 
 
-def _call(method: str, handler: grpc.RpcMethodHandler[Any, Any], data: bytes, caller: Card) -> Message:
+def _call(method: str, handler: "Handler", data: bytes, caller: Card) -> Message:
     if handler.request_deserializer is None or handler.unary_unary is None:
         raise TypeError(method)
     try:

@@ -104,11 +104,13 @@ def root_signers(node: NodeId, *numbers: int) -> list[tuple[str, str]]:
     return [(root_key_id(public(f"{node} root {n}")), f"{node} root {n}") for n in numbers]
 
 
-def document(payload: bytes, typ: str, signers: Iterable[tuple[str, str]], header: Mapping[str, Any] = {}) -> str:  # noqa: B006
+def document(
+    payload: bytes, typ: str, signers: Iterable[tuple[str, str]], header: Mapping[str, Any] | None = None
+) -> str:
     """JWS in general JSON serialisation by (kid, seed label); `header` overrides members of the protected headers."""
     signatures = []
     for kid, label in signers:
-        protected = strictjson.encode({"alg": "Ed25519", "kid": kid, "typ": typ} | dict(header))
+        protected = strictjson.encode({"alg": "Ed25519", "kid": kid, "typ": typ} | dict(header or {}))
         signing_input = f"{b64url(protected)}.{b64url(payload)}".encode()
         signatures.append({"protected": b64url(protected), "signature": b64url(signer(label)(signing_input))})
     return json.dumps({"payload": b64url(payload), "signatures": signatures}, separators=(",", ":"))

@@ -33,11 +33,11 @@ class Root(TyperGroup):
 
     catalogue: ClassVar[Mapping[str, Entry]] = {}
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
         """Every name, in the order of the overview."""
         return list(self.catalogue)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """The command of that name, its module imported now."""
         entry = self.catalogue.get(cmd_name)
         return None if entry is None else typer.main.get_command(import_module(entry.module).app)
@@ -51,7 +51,7 @@ class Root(TyperGroup):
             )
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """The overview, by sections, without importing any command."""
         for section in dict.fromkeys(entry.section for entry in self.catalogue.values()):
             with formatter.section(section):
