@@ -11,9 +11,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
 
@@ -21,9 +20,9 @@ from federation import ed25519 as signing
 from federation.errors import LockedError, UsageError
 from federation.keyring import Card, OnlineKey, key_id, root_key_id
 from federation.model import NodeId, Role
+from node.certificates import make_certificate
 
 ONLINE_VALIDITY = timedelta(days=397)  # a year and a month: an operator who rotates yearly has time for it
-_CLOCK_TOLERANCE = timedelta(hours=1)  # a new certificate works at peers whose clock is behind
 _PRIVATE_MODE = 0o600
 PrivateKeyTypes = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | x25519.X25519PrivateKey
 
@@ -146,7 +145,7 @@ def make_online(home: Path, node: NodeId, passphrase: bytes, now: datetime) -> t
         public = private.public_key().public_bytes_raw()
         made.append(_save(home, role, private, public, passphrase, start))
     tls = ec.generate_private_key(ec.SECP256R1())
-    made.append(_save(home, Role.TLS, tls, _certificate(tls, node, start), passphrase, start))
+    made.append(_save(home, Role.TLS, tls, make_certificate(tls, node, start, ONLINE_VALIDITY), passphrase, start))
     sealing = x25519.X25519PrivateKey.generate()
     write_private(home / "keys" / "seal.pem", _pem(sealing, passphrase))
     (home / "keys" / "seal.pub").write_bytes(sealing.public_key().public_bytes_raw())
@@ -192,23 +191,3 @@ def _pem(private: PrivateKeyTypes, passphrase: bytes) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.BestAvailableEncryption(passphrase),
     )
-
-
-def _certificate(private: ec.EllipticCurvePrivateKey, node: NodeId, start: datetime) -> bytes:
-    """A self-signed leaf, DER. CA is false: a pinned certificate must not be able to mint others."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Apostille node")])
-    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start - _CLOCK_TOLERANCE)
-        .not_valid_after(start + ONLINE_VALIDITY)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(node)]), critical=False)
-        .add_extension(usage, critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.DER)

@@ -16,7 +16,8 @@ from federation.checkpoint import origin_line
 from federation.errors import ConflictError, NotFoundError, UsageError
 from federation.keyring import Card, Keyring, RootSet, open_card
 from federation.merkle import EMPTY
-from federation.model import NodeId
+from federation.model import NodeId, Role
+from node.certificates import check_certificate
 from node.context import Node
 from node.store.database import read, record, write
 from node.store.tables import in_feeds, out_feeds, peers
@@ -47,6 +48,9 @@ def enrol(node: Node, data: bytes) -> Card:
     card = open_card(data)
     if card.node == node.id:
         raise UsageError("this is the card of this node itself")
+    for key in card.keys:
+        if key.role is Role.TLS:
+            check_certificate(key.public, card.node)
     now = node.clock()
     with write(node.engine) as tx:
         row = tx.execute(select(peers).where(peers.c.node == card.node)).one_or_none()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from federation.agreement import Agreement
     from node.agreements import Held
+    from node.context import Node
 
 app = make.group(
     "Sharing agreements: who may send what to whom, until when. One is in force once every party has signed it.",
@@ -89,17 +90,23 @@ def countersign(
     out: Out = None,
     as_json: make.AsJson = False,
 ) -> None:
-    """Adds this node's signature to what another party proposed. Shows the terms first."""
+    """Adds this node's signature to what another party proposed. Shows the terms first.
+
+    A file that this node has signed before is taken in for the signatures of the others.
+    """
     from node import agreements
 
     node = session.node()
     path = Path(reference)
-    held = _receive(path) if path.is_file() else agreements.find(node, reference)
+    held = _receive(node, path) if path.is_file() else agreements.find(node, reference)
     agreement = held.agreement
     if _over(agreement, node.clock()):
         raise UsageError(f"{agreement.id} ended on {agreement.valid_until:%Y-%m-%d}: there is nothing left to sign")
     if not as_json:
         _show_terms(agreement)
+    if path.is_file() and node.id in held.signed_by:
+        _finish(held, node.clock(), out, as_json, "Signed by this node before; took in what else is signed in the file")
+        return
     held = agreements.countersign(node, agreement.digest.hex())
     _finish(held, node.clock(), out, as_json, "Signed")
 
@@ -174,13 +181,13 @@ def _finish(held: "Held", now: "datetime", out: Path | None, as_json: bool, done
     )
 
 
-def _receive(path: Path) -> "Held":
+def _receive(node: "Node", path: Path) -> "Held":
     from federation.limits import MAX_CONTROL_BYTES
     from node import agreements
 
     document = session.read_file(path, MAX_CONTROL_BYTES)
     with exits.reading(path):
-        return agreements.receive_file(session.node(), document)
+        return agreements.receive_file(node, document)
 
 
 def _from_yaml(path: Path) -> "Agreement":

@@ -30,6 +30,7 @@ class _Tally:
     imported: list[Imported] = field(default_factory=list)
     refused: list[tuple[Path, str]] = field(default_factory=list)
     held: list[tuple[str, str]] = field(default_factory=list)
+    unshared: list[str] = field(default_factory=list)
     entries: int = 0
 
 
@@ -67,6 +68,8 @@ def _one(node: Node, path: Path, tlp: Tlp | None, tally: _Tally, targets: tuple[
         tally.refused.append((path, str(e).removeprefix(f"{path.name}: ")))
     else:
         tally.entries += sum(outcome.seq is not None and not outcome.already for outcome in outcomes)
+        if all(outcome.seq is None for outcome in outcomes):
+            tally.unshared.append(made.advisory.name)
         tally.held.extend((made.advisory.name, f"{o.peer}: {o.held}") for o in outcomes if o.held is not None)
 
 
@@ -81,6 +84,7 @@ def _report(tally: _Tally, released: bool, as_json: bool) -> None:
                 "refused": [{"file": str(path), "reason": reason} for path, reason in tally.refused],
                 "held": [{"advisory": name, "reason": reason} for name, reason in tally.held],
                 "released_entries": tally.entries,
+                "released_to_nobody": tally.unshared,
                 "advisories": [imported_data(made) for made in tally.imported],
             }
         )
@@ -92,7 +96,13 @@ def _report(tally: _Tally, released: bool, as_json: bool) -> None:
             ("Here already", again),
             ("Refused", len(tally.refused)),
         ]
-        screen.facts([*facts, ("Entries released", tally.entries), ("Held", len(tally.held))] if released else facts)
+        if released:
+            facts += [
+                ("Entries released", tally.entries),
+                ("Released to nobody", tally.unshared),
+                ("Held for a person", len(tally.held)),
+            ]
+        screen.facts(facts)
         if tally.refused:
             screen.table(("Refused file", "Why"), tally.refused)
         if tally.held:

@@ -68,7 +68,7 @@ def cell(value: object) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout, apart from what stands before it; a column whose name begins with `#` is a number and stands to the right."""
+    """A table on stdout, apart from what stands before it. A column named `#…` holds numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -92,7 +92,7 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     drawn = Table.grid(padding=(0, 2))
     for name, value in pairs:
         text = cell(value)
-        drawn.add_row(Text(name, style="bold"), Text(text, style=_STYLES.get(text, "")))
+        drawn.add_row(Text(clean(name), style="bold"), Text(text, style=_STYLES.get(text, "")))
     _print(drawn)
 
 

@@ -8,7 +8,7 @@ from federation.errors import ApostilleError
 from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
-    from federation.model import NodeId
+    from federation.keyring import Card
     from node.context import Node
     from node.sync import Report
 
@@ -29,17 +29,17 @@ def sync(
 
     node = session.node()
     if peer is not None:
-        names: tuple[NodeId, ...] = (peers.trusted_card(node, NodeId(peer)).node,)
+        cards: tuple[Card, ...] = (peers.trusted_card(node, NodeId(peer)),)
     else:
-        names = tuple(known.card.node for known in peers.all_peers(node) if known.trusted)
-    if not names:
+        cards = tuple(known.card for known in peers.all_peers(node) if known.trusted)
+    if not cards:
         screen.note("There is no peer to fetch from. Take one in with: apostille peer enrol CARD")
-    done: list[tuple[Report, ApostilleError | None]] = [_fetch(node, name) for name in names]
+    done: list[tuple[Report, ApostilleError | None]] = [_fetch(node, card) for card in cards]
     if any(report.entries for report, _ in done):
         session.wake()  # what came may have to be answered: signatures on agreements go round
     if as_json:
         screen.emit([_data(report, error) for report, error in done])
-    elif names:
+    elif cards:
         screen.table(
             ("Peer", "#Entries", "#Admitted", "#Agreements etc.", "#Quarantined", "#Refused", "Result"),
             [
@@ -54,13 +54,13 @@ def sync(
         raise failed[0]
 
 
-def _fetch(node: "Node", peer: "NodeId") -> "tuple[Report, ApostilleError | None]":
+def _fetch(node: "Node", card: "Card") -> "tuple[Report, ApostilleError | None]":
     from node import sync as syncing
     from node.rpc.client import PeerLink
 
-    reached = syncing.Report(peer)
+    reached = syncing.Report(card.node)
 
-    with screen.progress(f"Fetching from {peer}") as advance:
+    with screen.progress(f"Fetching from {card.node}") as advance:
 
         def keep(report: "Report") -> None:
             nonlocal reached
@@ -68,8 +68,8 @@ def _fetch(node: "Node", peer: "NodeId") -> "tuple[Report, ApostilleError | None
             advance(report.entries)
 
         try:
-            with exits.reading(peer), PeerLink(node, peer) as link:
-                return syncing.sync(node, peer, link, keep), None
+            with exits.reading(card.node), PeerLink(node, card) as link:
+                return syncing.sync(node, card.node, link, keep), None
         except ApostilleError as e:
             return reached, e
 

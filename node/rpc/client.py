@@ -84,21 +84,21 @@ class PeerLink:
     def checkpoint(self, origin: str, size: int) -> bytes:
         """The peer's signed head at `size`, unverified."""
         request = wire.GetCheckpointRequest(feed=origin, size=size)
-        return self._call("GetCheckpoint", request, wire.GetCheckpointResponse()).checkpoint
+        return self._call("GetCheckpoint", request, wire.GetCheckpointResponse(), limits.CALL_TIMEOUT_S).checkpoint
 
     def proof(
         self, origin: str, size: int, *, leaf: int | None = None, from_size: int | None = None
     ) -> tuple[tuple[bytes, ...], bytes]:
         """Hashes that prove inclusion of `leaf` or consistency with `from_size`, and the head at `size`. Unverified."""
         request = wire.GetProofRequest(feed=origin, size=size, leaf=leaf, from_size=from_size)
-        answer = self._call("GetProof", request, wire.GetProofResponse())
+        answer = self._call("GetProof", request, wire.GetProofResponse(), limits.CALL_TIMEOUT_S)
         return tuple(answer.hashes), answer.checkpoint
 
     def notify(self) -> None:
         """Tells the peer that its feed has grown."""
-        self._call("Notify", wire.NotifyRequest(), wire.NotifyResponse())
+        self._call("Notify", wire.NotifyRequest(), wire.NotifyResponse(), limits.CALL_TIMEOUT_S)
 
-    def _call(self, method: str, request: Message, response: M, timeout_s: float = limits.CALL_TIMEOUT_S) -> M:
+    def _call(self, method: str, request: Message, response: M, timeout_s: float) -> M:
         trusted_card(self._node, self._peer)  # an open channel outlives the trust in its peer
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
             f"/{_SERVICE}/{method}", None, None

@@ -196,7 +196,7 @@ class TestPeerOf:
 class Echo(grpc.GenericRpcHandler):
     """Answers every call with b"ok"."""
 
-    def service(self, _call: "grpc.HandlerCallDetails") -> "grpc.RpcMethodHandler[Any, Any]":  # type: ignore[override]
+    def service(self, _call: "grpc.HandlerCallDetails") -> "grpc.RpcMethodHandler[Any, Any]":
         return grpc.unary_unary_rpc_method_handler(lambda _request, _context: b"ok")
 
 

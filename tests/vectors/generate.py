@@ -1,4 +1,4 @@
-"""Writes the vectors of docs/protocol.md: `python tests/vectors/generate.py`; with `--check` it only compares.
+"""Writes the vectors of docs/protocol.md: `python -m tests.vectors.generate`; with `--check` it only compares.
 
 Every case has a name and the outcome that the protocol demands, written down here by hand: `ok`, or the code of the
 error. `test_vectors.py` holds this implementation to them; any other can be held to the same files. checkpoint.json
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import generate_documents as documents
-import generate_feed as feed
+from tests.vectors import generate_documents as documents
+from tests.vectors import generate_feed as feed
 
 FOLDER = Path(__file__).parent
 FILES: dict[str, Callable[[], dict[str, Any]]] = {

@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-import material as m
 import rfc8785
 from mnemonic import Mnemonic
 from nacl import bindings
@@ -17,6 +16,7 @@ from federation.base64url import b64url
 from federation.keyring import key_id
 from federation.model import Category, Form, JsonObject, Role, Tlp, instant_text
 from federation.sdjwt import Disclosure
+from tests.vectors import material as m
 
 Cases = list[dict[str, Any]]
 ABOUT_SEEDS = (
@@ -80,7 +80,7 @@ def ed25519_cases() -> dict[str, Any]:
             by(IDENTITY, 5, message, weight=0),
             BAD,
             MALFORMED,
-        ),  # noqa: E501
+        ),
         ("rule 3: A is no point of the curve", (2).to_bytes(32, "little"), message, good, BAD, MALFORMED),
         ("rule 4: A is the identity", IDENTITY, message, by(IDENTITY, 5, message, weight=0), BAD, MALFORMED),
         ("rule 4: A has order two", ORDER_TWO, message, by(ORDER_TWO, 5, message, weight=0), BAD, MALFORMED),
@@ -93,7 +93,7 @@ def ed25519_cases() -> dict[str, Any]:
             by(plain, 0, message, r=(P + 1).to_bytes(32, "little")),
             BAD,
             "ok",
-        ),  # noqa: E501
+        ),
         ("rule 5: R has order two", plain, message, by(plain, 0, message, r=ORDER_TWO), BAD, "ok"),
         (
             "rule 6: R is off by a point of order eight: only the cofactored equation holds",
@@ -102,7 +102,7 @@ def ed25519_cases() -> dict[str, Any]:
             by(plain, 7, message, r=shifted),
             BAD,
             "ok",
-        ),  # noqa: E501
+        ),
         ("rule 6: A of mixed order, and the equation holds exactly", mixed, message, found(True)[0], "ok", MALFORMED),
         (
             "rule 6: A of mixed order: only the cofactored equation holds",
@@ -111,7 +111,7 @@ def ed25519_cases() -> dict[str, Any]:
             found(False)[0],
             BAD,
             MALFORMED,
-        ),  # noqa: E501
+        ),
     ]
     return {
         "about": "The one Ed25519 verdict. `expect` is for verifying `signature` over `message` by `public_key` (all"
@@ -221,7 +221,7 @@ def agreement_cases() -> dict[str, Any]:
         return m.document(payload, agreement.JWS_TYPE, signers)
 
     def changed(name: str, expect: str, **changes: Any) -> None:
-        data = {k: v for k, v in (terms | changes).items() if v is not m.card}
+        data = {k: v for k, v in (terms | changes).items() if v is not m.ABSENT}
         add(name, signed(rfc8785.dumps(data)), expect)
 
     def clause(name: str, expect: str, **changes: Any) -> None:
@@ -253,7 +253,7 @@ def agreement_cases() -> dict[str, Any]:
         "the key of one party over the signature of another",
         signed(good.canonical, [(everyone[0][0], f"{m.DE} issue")]),
         BAD,
-    )  # noqa: E501
+    )
     add(
         "a kid without a party",
         signed(good.canonical, [(everyone[0][0].partition("/")[2], f"{m.FR} issue")]),
@@ -262,7 +262,7 @@ def agreement_cases() -> dict[str, Any]:
     add("signed as a card", m.document(good.canonical, keyring.JWS_TYPE, everyone), MALFORMED)
     add("signed bytes with white space", signed(json.dumps(terms).encode()), MALFORMED)
     changed("an unknown member", MALFORMED, comment="hello")
-    changed("a missing member, even if null is what it would hold", MALFORMED, previous=m.card)
+    changed("a missing member, even if null is what it would hold", MALFORMED, previous=m.ABSENT)
     changed("parties not sorted", MALFORMED, parties=terms["parties"][::-1])
     changed("purposes not sorted", MALFORMED, purposes=terms["purposes"][::-1])
     changed("one party", MALFORMED, parties=[m.FR])
@@ -280,20 +280,23 @@ def agreement_cases() -> dict[str, Any]:
     clause("a clause that shares no identification", MALFORMED, share={"technical": "full"})
     clause("a clause that says withheld", MALFORMED, share={"identification": "full", "exploit": "withheld"})
     clause("a clause with an unknown category", MALFORMED, share={"identification": "full", "secrets": "full"})
+    written = m.AGREEMENT_YAML
+    alias = written.replace("[CLEAR, GREEN, AMBER]", "&a [CLEAR]").replace("storage: [FR, DE, IN]", "storage: *a")
+    canonical = good.canonical.decode()
     return {
-        "about": "Agreements: `document` is the signed text, read at `now` by a node that has enrolled `cards`. `ok` says"
-        " whose signatures hold, and the digest of the terms. `yaml` cases turn what a person wrote into the canonical"
-        " bytes, or are `refused`. " + ABOUT_SEEDS,
+        "about": "Agreements: `document` is the signed text, read at `now` by a node that has enrolled `cards`. `ok`"
+        " says whose signatures hold, and the digest of the terms. `yaml` cases turn what a person wrote into the"
+        " canonical bytes, or are `refused`. " + ABOUT_SEEDS,
         "now": instant_text(m.NOW),
         "cards": m.CARD_TEXTS,
         "cases": cases,
         "yaml": [
-            {"name": "as people write it", "yaml": m.AGREEMENT_YAML, "expect": "ok", "canonical": good.canonical.decode()},
-            {"name": "a key twice", "yaml": m.AGREEMENT_YAML + "version: 1\n", "expect": "refused"},
-            {"name": "an alias", "yaml": m.AGREEMENT_YAML.replace("[CLEAR, GREEN, AMBER]", "&a [CLEAR]") + "storage: *a\n", "expect": "refused"},  # noqa: E501
-            {"name": "a second document", "yaml": m.AGREEMENT_YAML + "---\nversion: 2\n", "expect": "refused"},
+            {"name": "as people write it", "yaml": written, "expect": "ok", "canonical": canonical},
+            {"name": "a key twice", "yaml": written + "version: 1\n", "expect": "refused"},
+            {"name": "an alias", "yaml": alias, "expect": "refused"},
+            {"name": "a second document", "yaml": written + "---\nversion: 2\n", "expect": "refused"},
         ],
-    }  # fmt: skip
+    }
 
 
 def core_cases() -> dict[str, Any]:
@@ -306,9 +309,13 @@ def core_cases() -> dict[str, Any]:
         cases.append({"name": name, "core": core.decode(), "disclosures": shown, "expect": expect, **more})
 
     def bad(
-        name: str, expect: str, payload: JsonObject | bytes | None = None, label: str = f"{m.FR} issue", **h: Any
+        name: str,
+        expect: str,
+        payload: JsonObject | bytes | None = None,
+        label: str = f"{m.FR} issue",
+        header: dict[str, Any] | None = None,
     ) -> None:
-        add(name, m.core(made.payload() if payload is None else payload, label, **h), (), expect)
+        add(name, m.core(made.payload() if payload is None else payload, label, **(header or {})), (), expect)
 
     def chosen(name: str, forms: Callable[[str, frozenset[Category]], Form], **more: Any) -> None:
         shown = {e.path: (forms(e.path, e.categories), e) for e in made.own.elements}
@@ -320,7 +327,7 @@ def core_cases() -> dict[str, Any]:
         add(name, made.own.core, made.choose(forms), "ok", elements=elements, **more)
 
     def handling(name: str, expect: str = "BAD_HANDLING", **changes: Any) -> None:
-        data = {k: v for k, v in (made.own.payload["handling"] | changes).items() if v is not m.card}
+        data = {k: v for k, v in (made.own.payload["handling"] | changes).items() if v is not m.ABSENT}
         bad(f"handling: {name}", expect, made.payload(handling=data))
 
     chosen("everything in full", lambda *_: Form.FULL, csaf=m.CSAF, ai=m.AI)
@@ -351,31 +358,34 @@ def core_cases() -> dict[str, Any]:
     add("padded base64url", head + b"=." + body + b"." + signature, (), MALFORMED)
     add("four parts", made.own.core + b".", (), MALFORMED)
 
-    for member, value in (
+    headers: list[tuple[str, Any]] = [
         ("alg", "EdDSA"),
         ("alg", "none"),
         ("typ", "JWT"),
         ("typ", "agreement+jws"),
         ("crit", ["exp"]),
-    ):
-        bad(f"header with {member} {json.dumps(value)}", MALFORMED, **{member: value})
+    ]
+    for member, value in headers:
+        bad(f"header with {member} {json.dumps(value)}", MALFORMED, header={member: value})
     for name in ("jwk", "jku", "x5c", "cty"):
-        bad(f"header with {name}", MALFORMED, **{name: "x"})
-    bad("header without kid", MALFORMED, kid=None)
-    bad("an unknown kid", "UNKNOWN_KEY", kid="0" * 16)
-    bad("the kid of a feed key", "UNKNOWN_KEY", label=f"{m.FR} feed", kid=key_id(Role.FEED, m.public(f"{m.FR} feed")))
+        bad(f"header with {name}", MALFORMED, header={name: "x"})
+    bad("header without kid", MALFORMED, header={"kid": None})
+    bad("an unknown kid", "UNKNOWN_KEY", header={"kid": "0" * 16})
+    feed_kid = key_id(Role.FEED, m.public(f"{m.FR} feed"))
+    bad("the kid of a feed key", "UNKNOWN_KEY", label=f"{m.FR} feed", header={"kid": feed_kid})
     bad(
         "the kid of another node's key",
         "UNKNOWN_KEY",
         label=f"{m.DE} issue",
-        kid=key_id(Role.ISSUE, m.public(f"{m.DE} issue")),
-    )  # noqa: E501
-    bad("a key that is no longer valid", "UNKNOWN_KEY", label=f"{m.FR} old issue", kid=m.OLD_KEY.kid)
+        header={"kid": key_id(Role.ISSUE, m.public(f"{m.DE} issue"))},
+    )
+    bad("a key that is no longer valid", "UNKNOWN_KEY", label=f"{m.FR} old issue", header={"kid": m.OLD_KEY.kid})
     bad("another key under the right kid", BAD, label=f"{m.DE} issue")
     us = made.payload(iss="cert.us.example", jti="cert.us.example/FR-VECTOR-1/1")
     bad("an origin that is not enrolled", "UNKNOWN_ORIGIN", us)
-    for claim, value in (("exp", 4_000_000_000), ("nbf", 1), ("aud", m.DE), ("cnf", {})):
-        bad(f"claim {claim}", MALFORMED, made.payload(**{claim: value}))
+    claims: JsonObject = {"exp": 4_000_000_000, "nbf": 1, "aud": m.DE, "cnf": {}}
+    for claim, content in claims.items():
+        bad(f"claim {claim}", MALFORMED, made.payload(**{claim: content}))
     bad("no _sd_alg", MALFORMED, made.payload(_sd_alg=None))
     bad("another _sd_alg", MALFORMED, made.payload(_sd_alg="sha-512"))
     bad("version 2", MALFORMED, made.payload(v=2))
@@ -402,9 +412,9 @@ def core_cases() -> dict[str, Any]:
         "handling that is null",
         "BAD_HANDLING",
         text.replace(text[text.index(b'"handling":') : text.index(b',"csaf"')], b'"handling":null'),
-    )  # noqa: E501
+    )
     for member in made.own.payload["handling"]:
-        handling(f"no {member}", **{member: m.card})
+        handling(f"no {member}", **{member: m.ABSENT})
     handling("an unknown member", note="x")
     handling("an unknown TLP", tlp="WHITE")
     handling("a tlp in lower case", tlp="amber")
@@ -421,8 +431,8 @@ def core_cases() -> dict[str, Any]:
     return {
         "about": "Cores with disclosures (each the JSON text that is hashed), read at `now` by a node that has enrolled"
         " `cards` and uses the label file whose SHA-256 is `labels`: signature, disclosures and meaning, before policy."
-        " `csaf` and `ai`, where given, are what is read; `elements` says which elements came, in which form, and of which"
-        " categories they are. " + ABOUT_SEEDS,
+        " `csaf` and `ai`, where given, are what is read; `elements` says which elements came, in which form, and of"
+        " which categories they are. " + ABOUT_SEEDS,
         "now": instant_text(m.NOW),
         "labels": m.LABELS.digest.hex(),
         "cards": m.CARD_TEXTS,

@@ -6,8 +6,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-import material as m
-
 from federation import handling, merkle
 from federation.checkpoint import cosign
 from federation.entries import AgreementOffer, Delivery, ErasedItem, Withdrawal
@@ -25,8 +23,9 @@ from federation.model import (
     Tlp,
     instant_text,
 )
-from generate_documents import ABOUT_SEEDS, BAD, MALFORMED, Cases
 from protos.exchange.v1 import exchange_pb2 as wire
+from tests.vectors import material as m
+from tests.vectors.generate_documents import ABOUT_SEEDS, BAD, MALFORMED, Cases
 
 Item = bytes | ErasedItem
 
@@ -109,10 +108,10 @@ def entry_cases() -> dict[str, Any]:
         add(f"a withdrawal {name}", m.entry(7, Withdrawal(seqs, "rule")), MALFORMED)
     add("a withdrawal without a reason", m.entry(7, Withdrawal((1,), "")), MALFORMED)
     return {
-        "about": "`cases`: one entry each, hexadecimal, and whether it is well formed. `deliveries`: a well-formed entry"
-        " from `sender`, read and admitted at `now` (or at the delivery's own `now`) by `receiver`, who has enrolled"
-        " `cards`, holds `agreement` (canonical bytes, signed by all), uses the label file whose SHA-256 is `labels` and"
-        " no law pack. " + ABOUT_SEEDS,
+        "about": "`cases`: one entry each, hexadecimal, and whether it is well formed. `deliveries`: a well-formed"
+        " entry from `sender`, opened at the file's `now` and admitted at its own `now` by `receiver`, who has enrolled"
+        " `cards`, holds `agreement` (canonical bytes, signed by all), uses the label file whose SHA-256 is `labels`"
+        " and no law pack. " + ABOUT_SEEDS,
         "cases": cases,
         "now": instant_text(m.NOW),
         "labels": m.LABELS.digest.hex(),
@@ -234,7 +233,7 @@ def feed_cases() -> dict[str, Any]:
         add(name, "ok", state, items, **{"size_after": end, "edge_after": [h.hex() for h in after.hashes]} | options)
 
     empty, three = _state(()), _state(log[:3])
-    ok("an empty feed", empty, ())
+    ok("an empty feed", empty, (), entries=[])
     ok("the first page", empty, log[:3], entries=["ok", "ok", "ok"])
     ok("the next page", three, log[3:5], entries=["ok", "ok"])
     ok("nothing new", three, (), entries=[])
@@ -261,7 +260,7 @@ def feed_cases() -> dict[str, Any]:
         three,
         log[3:4],
         head=m.note(4, root[4], origin=f"{m.FR}/feeds/{m.IN}/1"),
-    )  # noqa: E501
+    )
     add(
         "a head of another epoch",
         "WRONG_FEED",
@@ -292,7 +291,7 @@ def feed_cases() -> dict[str, Any]:
         [log[3], gone, log[5]],
         entries=["ok", "erased", "ok"],
         pending_after=1,
-    )  # noqa: E501
+    )
     ok("the eraser that was awaited", _state(log[:6], pending=[gone]), log[6:], entries=["ok"], pending_after=0)
     wrong = ErasedItem(3, leaf[3], 6)
     add("an eraser that does not name the entry", "BAD_ERASURE", three, [wrong, *log[4:]])
@@ -301,29 +300,40 @@ def feed_cases() -> dict[str, Any]:
     add("an awaited eraser that does not name the entry", "BAD_ERASURE", _state(log[:6], pending=[wrong]), log[6:])
     add("an erased entry at another place than its number", "GAP", three, [gone], top=root[4])
     add("an erased entry under another leaf hash", "BAD_PAGE", three, [log[3], ErasedItem(4, bytes(32), 6), *log[5:]])
+
+    def fork(name: str, expect: str, answer: str, *, retried: bool = False) -> dict[str, Any]:
+        return {"name": name, "state": three, "answer": answer, "retried": retried, "expect": expect}
+
+    def fresh(name: str, expect: str, latest: str) -> dict[str, Any]:
+        return {"name": name, "latest": latest, "max_age_s": 120, "expect": expect}
+
+    def dated(seconds: int) -> str:
+        return m.newest(3, root[3], at=m.NOW + timedelta(seconds=seconds))
+
     return {
-        "about": "The receiver's checks of pages of one feed: `state` is what it holds (right edge: roots of the perfect"
-        " subtrees, largest first), `page` what arrives; `ok` cases tell what is held afterwards and what became of each"
-        " item. `forks` judge the head that the sender signs at the receiver's size after a BAD_PAGE; `fresh` the time of"
-        " a newest head; `receipts` are judged by the sender, whose feed has `roots` by size. Notes are text. " + ABOUT_SEEDS,
+        "about": "The receiver's checks of pages of one feed: `state` is what it holds (right edge: roots of the"
+        " perfect subtrees, largest first), `page` what arrives; `ok` cases tell what is held afterwards and what"
+        " became of each item. `forks` judge the head that the sender signs at the receiver's size after a BAD_PAGE;"
+        " `fresh` the time of a newest head; `receipts` are judged by the sender, whose feed has `roots` by size. Notes"
+        " are text. " + ABOUT_SEEDS,
         "origin": m.ORIGIN,
         "feed_key": m.public(f"{m.FR} feed").hex(),
         "receipt_key": m.public(f"{m.DE} receipt").hex(),
         "now": instant_text(m.NOW),
         "cases": cases,
         "forks": [
-            {"name": "another root at one size", "state": three, "answer": m.note(3, m.root_of(log[1:4])), "retried": False, "expect": "FORK"},  # noqa: E501
-            {"name": "the shared root: try again", "state": three, "answer": m.note(3, root[3]), "retried": False, "expect": "ok"},
-            {"name": "the shared root, again", "state": three, "answer": m.note(3, root[3]), "retried": True, "expect": "SUSPECTED_FORK"},  # noqa: E501
-            {"name": "another size than asked for", "state": three, "answer": m.note(4, root[4]), "retried": False, "expect": "SUSPECTED_FORK"},  # noqa: E501
-            {"name": "an answer that the sender did not sign", "state": three, "answer": m.note(3, root[4], label="nobody"), "retried": False, "expect": BAD},  # noqa: E501
+            fork("another root at one size", "FORK", m.note(3, m.root_of(log[1:4]))),
+            fork("the shared root: try again", "ok", m.note(3, root[3])),
+            fork("the shared root, again", "SUSPECTED_FORK", m.note(3, root[3]), retried=True),
+            fork("another size than asked for", "SUSPECTED_FORK", m.note(4, root[4])),
+            fork("an answer that the sender did not sign", BAD, m.note(3, root[4], label="nobody")),
         ],
         "fresh": [
-            {"name": "two polls old", "latest": m.newest(3, root[3], at=m.NOW - timedelta(seconds=120)), "max_age_s": 120, "expect": "ok"},  # noqa: E501
-            {"name": "older", "latest": m.newest(3, root[3], at=m.NOW - timedelta(seconds=121)), "max_age_s": 120, "expect": "STALE"},  # noqa: E501
-            {"name": "300 s in our future", "latest": m.newest(3, root[3], at=m.NOW + timedelta(seconds=300)), "max_age_s": 120, "expect": "ok"},  # noqa: E501
-            {"name": "301 s in our future", "latest": m.newest(3, root[3], at=m.NOW + timedelta(seconds=301)), "max_age_s": 120, "expect": "STALE"},  # noqa: E501
-            {"name": "without the log's own timestamp", "latest": m.note(3, root[3]), "max_age_s": 120, "expect": BAD},
+            fresh("two polls old", "ok", dated(-120)),
+            fresh("older", "STALE", dated(-121)),
+            fresh("300 s in our future", "ok", dated(300)),
+            fresh("301 s in our future", "STALE", dated(301)),
+            fresh("without the log's own timestamp", BAD, m.note(3, root[3])),
         ],
         "roots": [r.hex() for r in root],
         "receipts": [
@@ -334,7 +344,7 @@ def feed_cases() -> dict[str, Any]:
             _receipt("over a head of another feed", "WRONG_FEED", m.note(3, root[3], origin=f"{m.FR}/feeds/{m.IN}/1")),
             _receipt("over another root", BAD, m.note(3, root[4])),
         ],
-    }  # fmt: skip
+    }
 
 
 def _receipt(

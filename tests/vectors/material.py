@@ -47,6 +47,19 @@ LABELS_FILE = Path(__file__).parents[2] / "config" / "labels" / "csaf-2.0.yaml"
 LABELS = load_labels(LABELS_FILE.read_text(encoding="utf-8"), LABELS_FILE.name)
 FR, DE, IN = NodeId("cert.fr.example"), NodeId("cert.de.example"), NodeId("cert.in.example")
 ORIGIN = origin_line(FR, DE, 1)
+ABSENT: Any = object()  # in place of a member that is to be left out; null is a value
+
+_SIGNATURES_ONLY = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 def seed(label: str) -> bytes:
@@ -75,6 +88,7 @@ def certificate(node: NodeId) -> bytes:
         x509.CertificateBuilder(name, name, private.public_key(), 1, BEGIN - timedelta(hours=1), END)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(node)]), critical=False)
+        .add_extension(_SIGNATURES_ONLY, critical=True)
         .add_extension(usage, critical=False)
     )
     return built.sign(private, hashes.SHA256(), ecdsa_deterministic=True).public_bytes(serialization.Encoding.DER)
@@ -212,7 +226,7 @@ class Made:
     def choose(self, forms: Callable[[str, frozenset[Category]], Form]) -> tuple[bytes, ...]:
         """The disclosures of the form that `forms` gives each element, by its path and categories."""
         chosen = [(e, forms(e.path, e.categories)) for e in self.own.elements]
-        has_tree = dict((e.path, f) for e, f in chosen).get("/csaf/product_tree") is not Form.WITHHELD
+        has_tree = {e.path: f for e, f in chosen}.get("/csaf/product_tree") is not Form.WITHHELD
         return selection([(e, f) for e, f in chosen if has_tree or not e.needs_products], self.own.nodes)
 
     def payload(self, **changes: Any) -> JsonObject:

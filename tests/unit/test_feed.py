@@ -1,0 +1,352 @@
+"""The receiver's checks of a feed: every way in which a sender can rewrite what it said (I8), and what proves it."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from federation import checkpoint, ed25519, feed, merkle
+from federation.checkpoint import Checkpoint, VerifierKey, open_checkpoint, origin_line
+from federation.entries import AgreementOffer, Body, Envelope, ErasedItem, Withdrawal, write
+from federation.errors import (
+    BadPageError,
+    ErasureError,
+    ForkError,
+    GapError,
+    MalformedError,
+    RemoteError,
+    ReorderedError,
+    RepeatedError,
+    RollbackError,
+    SignatureError,
+    StaleError,
+    SuspectedForkError,
+    TooLargeError,
+    WrongFeedError,
+)
+from federation.feed import FeedState, PageBytes, check_fresh, check_receipt, judge_fork, verify_page
+from federation.limits import MAX_NOTE_BYTES, MAX_PAGE_ITEMS
+from federation.model import NodeId
+
+FR, DE = NodeId("cert.fr.example"), NodeId("cert.de.example")
+ORIGIN = origin_line(FR, DE, 1)
+SEED, OTHER_SEED, RECEIVER_SEED = b"s" * 32, b"o" * 32, b"r" * 32
+KEYS = (VerifierKey(ORIGIN, ed25519.public_key(SEED)),)
+RECEIVER_KEYS = (VerifierKey(DE, ed25519.public_key(RECEIVER_SEED)),)
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+Items = Sequence[bytes | ErasedItem]
+
+
+def item(seq: int, body: Body | None = None, *, origin: str = ORIGIN) -> bytes:
+    return write(Envelope(origin, seq, hashlib.sha256(b"%d" % seq).digest()[:16], body or AgreementOffer(b"x")))
+
+
+def erased(seq: int, by: int) -> ErasedItem:
+    return ErasedItem(seq, merkle.leaf_hash(item(seq)), by)
+
+
+def root(items: Items) -> bytes:
+    return merkle.root([i.leaf_hash if isinstance(i, ErasedItem) else merkle.leaf_hash(i) for i in items])
+
+
+def head(items: Items, *, origin: str = ORIGIN, seed: bytes = SEED, size: int | None = None) -> bytes:
+    made = Checkpoint(origin, len(items) if size is None else size, root(items))
+    return checkpoint.sign(made, origin, lambda m: ed25519.sign(seed, m), ed25519.public_key(seed))
+
+
+def dated(note: bytes, *, at: datetime = NOW, seed: bytes = SEED) -> bytes:
+    signer = ed25519.public_key(seed)
+    return checkpoint.cosign(note, ORIGIN, int(at.timestamp()), lambda m: ed25519.sign(seed, m), signer)
+
+
+def page(history: Items, start: int, stop: int | None = None) -> PageBytes:
+    """What an honest sender with this history shows of it."""
+    stop = len(history) if stop is None else stop
+    return PageBytes(tuple(history[start:stop]), head(history[:stop]), dated(head(history)))
+
+
+HONEST: tuple[bytes, ...] = tuple(item(seq) for seq in range(8))
+
+
+def held(count: int, history: Items = HONEST) -> FeedState:
+    """The state of a receiver that holds `count` entries."""
+    return verify_page(feed.empty(ORIGIN), page(history, 0, count), KEYS).state
+
+
+@pytest.mark.invariant("I8")
+def test_honest_pages_follow_from_one_another() -> None:
+    state = feed.empty(ORIGIN)
+    seqs: list[int] = []
+    for start in (0, 3, 6):
+        verified = verify_page(state, page(HONEST, start, min(start + 3, 8)), KEYS)
+        state = verified.state
+        seqs += [entry.seq for entry in verified.entries]
+        assert verified.may_receipt
+        assert verified.latest.size == state.largest == 8
+        assert all(entry.data == HONEST[entry.seq] for entry in verified.entries)  # I7: as received
+    assert seqs == list(range(8))
+    assert state.edge.root() == root(HONEST)
+    empty = verify_page(state, page(HONEST, 8), KEYS)
+    assert empty.entries == ()
+    assert empty.state.cursor == 8
+
+
+def _attack(items: Items, *, head_of: Items = HONEST, latest_of: Items = HONEST) -> Callable[[], PageBytes]:
+    return lambda: PageBytes(tuple(items), head(head_of), dated(head(latest_of)))
+
+
+OTHER = (*HONEST[:5], item(5, AgreementOffer(b"other")), *HONEST[6:])
+ATTACKS: dict[str, tuple[type[RemoteError], Callable[[], PageBytes]]] = {
+    # the receiver holds 3 of 8
+    "an entry left out": (GapError, _attack((HONEST[3], HONEST[5]), head_of=HONEST[:5])),
+    "an entry from far ahead": (GapError, _attack((HONEST[7],), head_of=HONEST[:4])),
+    "an entry that is held": (RepeatedError, _attack((HONEST[2], HONEST[3]), head_of=HONEST[:5])),
+    "an entry twice": (ReorderedError, _attack((HONEST[3], HONEST[3]), head_of=HONEST[:5])),
+    "two entries exchanged": (ReorderedError, _attack((HONEST[4], HONEST[3]), head_of=HONEST[:5])),
+    "an erased entry left out": (GapError, _attack((erased(6, 7),), head_of=HONEST[:4])),
+    "an erased entry exchanged": (ReorderedError, _attack((erased(4, 7), HONEST[3]), head_of=HONEST[:5])),
+    "an erased entry that is held": (RepeatedError, _attack((erased(1, 7),), head_of=HONEST[:4])),
+    "a page that stops short of its head": (BadPageError, _attack(HONEST[3:6])),
+    "a page that goes beyond its head": (BadPageError, _attack(HONEST[3:6], head_of=HONEST[:5])),
+    "no entries under a larger head": (BadPageError, _attack(())),
+    "another entry in the place of one": (BadPageError, _attack(OTHER[3:])),
+    "bytes of an entry changed": (BadPageError, _attack((*HONEST[3:7], HONEST[7][:-1] + b"y"))),
+    "garbage in the place of an entry": (BadPageError, _attack((*HONEST[3:7], b"garbage"))),
+    "an erased entry with another hash": (BadPageError, _attack((*HONEST[3:7], ErasedItem(7, b"h" * 32, 9)))),
+    "a newest head below the page's": (BadPageError, _attack(HONEST[3:8], head_of=HONEST, latest_of=HONEST[:4])),
+    "a head below the cursor": (RollbackError, _attack((), head_of=HONEST[:2])),
+    "an entry of another feed": (
+        WrongFeedError,
+        _attack((item(3, origin=origin_line(FR, NodeId("cert.in.example"), 1)),), head_of=HONEST[:4]),
+    ),
+    "an entry of another epoch": (
+        WrongFeedError,
+        _attack((item(3, origin=origin_line(FR, DE, 2)),), head_of=HONEST[:4]),
+    ),
+}
+
+
+@pytest.mark.invariant("I8")
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_a_page_that_does_not_follow_is_refused_by_its_name(name: str) -> None:
+    error, attack = ATTACKS[name]
+    state = verify_page(
+        feed.empty(ORIGIN), PageBytes(HONEST[:3], head(HONEST[:3]), dated(head(HONEST[:3]))), KEYS
+    ).state
+    before = replace(state)
+    assert verify_page(state, page(HONEST, 3), KEYS).state.cursor == 8  # sanity: the honest page is fine
+    with pytest.raises(error) as caught:
+        verify_page(state, attack(), KEYS)
+    assert type(caught.value) is error
+    assert state == before
+
+
+@pytest.mark.invariant("I8")
+def test_a_newest_head_below_one_that_was_shown_is_a_rollback() -> None:
+    state = held(3)  # the newest head that came with it was 8
+    assert state.largest == 8
+    shown = PageBytes(HONEST[3:6], head(HONEST[:6]), dated(head(HONEST[:7])))
+    with pytest.raises(RollbackError, match="newest head 7, but 8 was signed before"):
+        verify_page(state, shown, KEYS)
+
+
+@pytest.mark.invariant("I8")
+@pytest.mark.parametrize("which", ["checkpoint", "latest"])
+@pytest.mark.parametrize(
+    ("note", "error"),
+    [
+        (head(HONEST, seed=OTHER_SEED), SignatureError),
+        (dated(head(HONEST, seed=OTHER_SEED), seed=OTHER_SEED), SignatureError),
+        (head(HONEST, origin=origin_line(FR, DE, 2)), WrongFeedError),
+        (head(HONEST, origin=origin_line(DE, FR, 1)), WrongFeedError),
+        (head(HONEST).replace(b"\n8\n", b"\n9\n"), SignatureError),
+        (b"", MalformedError),
+        (b"x" * (MAX_NOTE_BYTES + 1), TooLargeError),
+    ],
+)
+def test_both_heads_are_signed_by_the_sender_for_this_feed(which: str, note: bytes, error: type[RemoteError]) -> None:
+    honest = page(HONEST, 3)
+    shown = PageBytes(
+        honest.items,
+        note if which == "checkpoint" else honest.checkpoint,
+        note if which == "latest" else honest.latest,
+    )
+    with pytest.raises(error):
+        verify_page(held(3), shown, KEYS)
+
+
+def test_during_a_rotation_either_feed_key_counts() -> None:
+    other = VerifierKey(ORIGIN, ed25519.public_key(OTHER_SEED))
+    for keys in ((other, *KEYS), (*KEYS, other)):
+        state = verify_page(feed.empty(ORIGIN), page(HONEST, 0), keys).state
+        check_fresh(page(HONEST, 0).latest, keys, NOW, 60)
+        assert state.cursor == 8
+
+
+def test_a_page_has_a_limit_of_items() -> None:
+    many = tuple(item(seq) for seq in range(MAX_PAGE_ITEMS + 1))
+    with pytest.raises(TooLargeError):
+        verify_page(feed.empty(ORIGIN), page(many, 0), KEYS)
+    assert verify_page(feed.empty(ORIGIN), page(many, 0, MAX_PAGE_ITEMS), KEYS).state.cursor == MAX_PAGE_ITEMS
+
+
+@pytest.mark.invariant("I10")
+def test_an_entry_that_is_not_well_formed_keeps_its_place_and_the_feed_goes_on() -> None:
+    history = (*HONEST[:3], b"garbage", *HONEST[4:])
+    verified = verify_page(feed.empty(ORIGIN), page(history, 0), KEYS)
+    bad = verified.entries[3]
+    assert isinstance(bad.bad, MalformedError)
+    assert (bad.seq, bad.data, bad.envelope) == (3, b"garbage", None)
+    assert [entry.bad is None for entry in verified.entries].count(False) == 1
+
+
+# Erasure
+
+
+def _with_eraser(named: tuple[int, ...], by: int = 5) -> list[bytes | ErasedItem]:
+    """A history in which the entry at `by` takes `named` back, and entry 2 is shown as erased by it."""
+    history: list[bytes | ErasedItem] = list(HONEST)
+    history[by] = item(by, Withdrawal(named, "r"))
+    history[2] = erased(2, by)
+    return history
+
+
+@pytest.mark.invariant("I8")
+def test_a_hash_only_item_counts_when_its_eraser_names_it() -> None:
+    history = _with_eraser((1, 2))
+    verified = verify_page(feed.empty(ORIGIN), page(history, 0), KEYS)
+    assert verified.may_receipt
+    assert (verified.entries[2].data, verified.entries[2].envelope) == (None, None)
+    assert verified.state.edge.root() == root((*HONEST[:5], history[5], *HONEST[6:]))
+
+
+@pytest.mark.invariant("I8")
+def test_no_receipt_covers_an_erased_item_before_its_eraser_is_held() -> None:
+    history = _with_eraser((2,))
+    first = verify_page(feed.empty(ORIGIN), page(history, 0, 4), KEYS)
+    assert not first.may_receipt
+    assert first.state.pending == (history[2],)
+    between = verify_page(first.state, page(history, 4, 5), KEYS)
+    assert not between.may_receipt
+    assert verify_page(between.state, page(history, 5), KEYS).may_receipt
+
+
+@pytest.mark.invariant("I8")
+def test_an_eraser_that_never_comes_leaves_the_feed_without_a_receipt() -> None:
+    history = [*HONEST[:2], erased(2, 1 << 40), *HONEST[3:]]
+    verified = verify_page(feed.empty(ORIGIN), page(history, 0), KEYS)
+    assert not verified.may_receipt
+    assert not verify_page(verified.state, page(history, 8), KEYS).may_receipt
+
+
+@pytest.mark.invariant("I8")
+@pytest.mark.parametrize("split", [8, 4])
+@pytest.mark.parametrize(
+    "eraser",
+    [
+        item(5, Withdrawal((1,), "r")),  # names another entry
+        item(5),  # takes nothing back
+        b"garbage",
+        erased(5, 6),  # is gone itself
+    ],
+)
+def test_an_eraser_that_does_not_name_the_item_is_refused(eraser: bytes | ErasedItem, split: int) -> None:
+    history = _with_eraser((2,))
+    history[5] = eraser
+    state = feed.empty(ORIGIN)
+    if split < 8:
+        state = verify_page(state, page(history, 0, split), KEYS).state
+    with pytest.raises(ErasureError):
+        verify_page(state, page(history, state.cursor), KEYS)
+
+
+# Forks
+
+
+@pytest.mark.invariant("I8")
+def test_another_root_at_the_same_size_is_a_fork_and_both_signatures_prove_it() -> None:
+    state = held(6)
+    with pytest.raises(BadPageError):
+        verify_page(state, page(OTHER, 6), KEYS)
+    answer = head(OTHER[:6])
+    with pytest.raises(ForkError, match="size 6"):
+        judge_fork(state, answer, KEYS, retried=False)
+    ours, theirs = (open_checkpoint(note, ORIGIN, KEYS[0]) for note in (state.head, answer))
+    assert (ours.size, ours.origin) == (theirs.size, theirs.origin)
+    assert ours.root != theirs.root
+
+
+@pytest.mark.invariant("I8")
+def test_an_equal_root_means_one_retry_and_then_a_suspected_fork() -> None:
+    state = held(6)
+    judge_fork(state, head(HONEST[:6]), KEYS, retried=False)
+    with pytest.raises(SuspectedForkError):
+        judge_fork(state, head(HONEST[:6]), KEYS, retried=True)
+
+
+@pytest.mark.invariant("I8")
+def test_an_answer_at_another_size_is_suspected_at_once() -> None:
+    with pytest.raises(SuspectedForkError, match="asked for the head at 6, got 5"):
+        judge_fork(held(6), head(HONEST[:5]), KEYS, retried=False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [(head(HONEST[:6], seed=OTHER_SEED), SignatureError), (b"", MalformedError), (b"x" * 20_000, TooLargeError)],
+)
+def test_an_answer_that_proves_nothing_freezes_nothing(answer: bytes, error: type[RemoteError]) -> None:
+    with pytest.raises(error):
+        judge_fork(held(6), answer, KEYS, retried=True)
+
+
+# Freshness
+
+
+def test_the_newest_head_is_no_older_than_allowed() -> None:
+    check_fresh(dated(head(HONEST), at=NOW - timedelta(seconds=120)), KEYS, NOW, 120)
+    with pytest.raises(StaleError, match="121 s"):
+        check_fresh(dated(head(HONEST), at=NOW - timedelta(seconds=121)), KEYS, NOW, 120)
+    check_fresh(dated(head(HONEST), at=NOW + timedelta(seconds=300)), KEYS, NOW, 120)
+    with pytest.raises(StaleError, match="future"):
+        check_fresh(dated(head(HONEST), at=NOW + timedelta(seconds=301)), KEYS, NOW, 120)
+
+
+def test_a_newest_head_without_its_own_date_is_refused() -> None:
+    with pytest.raises(SignatureError):
+        check_fresh(head(HONEST), KEYS, NOW, 120)
+    with pytest.raises(SignatureError):
+        check_fresh(dated(head(HONEST), seed=OTHER_SEED), KEYS, NOW, 120)
+
+
+# Receipts
+
+
+def _receipt(note: bytes, seed: bytes = RECEIVER_SEED, name: str = DE) -> bytes:
+    return checkpoint.cosign(
+        note, name, int(NOW.timestamp()), lambda m: ed25519.sign(seed, m), ed25519.public_key(seed)
+    )
+
+
+def test_a_receipt_is_our_head_with_the_receivers_cosignature() -> None:
+    seen = check_receipt(_receipt(head(HONEST)), ORIGIN, KEYS[0], RECEIVER_KEYS)
+    assert (seen.size, seen.root) == (8, root(HONEST))
+
+
+@pytest.mark.parametrize(
+    ("note", "error"),
+    [
+        (_receipt(head(HONEST, seed=OTHER_SEED)), SignatureError),  # (1) not our head
+        (_receipt(head(HONEST, origin=origin_line(FR, DE, 2))), WrongFeedError),  # (1) of another epoch
+        (head(HONEST), SignatureError),  # (2) nobody cosigned
+        (_receipt(head(HONEST), seed=OTHER_SEED), SignatureError),  # (2) another key
+        (_receipt(head(HONEST), name=FR), SignatureError),  # (2) another name
+        (dated(head(HONEST)), SignatureError),  # (2) our own cosignature is no receipt
+        (b"x" * (MAX_NOTE_BYTES + 1), TooLargeError),
+        (b"", MalformedError),
+    ],
+)
+def test_what_is_no_receipt_of_this_feed_by_this_receiver_is_refused(note: bytes, error: type[RemoteError]) -> None:
+    with pytest.raises(error):
+        check_receipt(note, ORIGIN, KEYS[0], RECEIVER_KEYS)

@@ -1,0 +1,290 @@
+"""The way in, step by step: whose core it is, what it says, and whether this node may keep it."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from federation.agreement import Agreement, from_yaml
+from federation.entries import Delivery
+from federation.errors import (
+    HandlingError,
+    KeyringError,
+    MalformedError,
+    NotAdmittedError,
+    RemoteError,
+    SignatureError,
+    TermsError,
+    UnknownOriginError,
+)
+from federation.inbound import Advisory, Receiver, admit, open_delivery, read_advisory
+from federation.keyring import Keyring
+from federation.model import Category, Country, JsonObject, Presentation
+from tests.nodes import (
+    DE,
+    FR,
+    IN,
+    World,
+    agree,
+    document,
+    import_document,
+    issued,
+    make_world,
+    payload_of,
+    signed_core,
+    terms_for,
+    terms_text,
+)
+
+NAME = "CERT-FR-2026-0001"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One honest delivery from FR, its receiver DE, and the means to change either."""
+
+    world: World
+    delivery: Delivery
+    receiver: Receiver
+    now: datetime
+
+    def run(self, delivery: Delivery, receiver: Receiver | None = None, now: datetime | None = None) -> Advisory:
+        """All three steps."""
+        receiver, now = receiver or self.receiver, now or self.now
+        advisory = read_advisory(open_delivery(delivery, receiver, now), receiver.labels, now)
+        return admit(advisory, receiver, FR, now).advisory
+
+    def resigned(self, change: Callable[[JsonObject], object]) -> Delivery:
+        """The delivery with another payload, under FR's real key, and terms that fit it."""
+        payload = payload_of(self.delivery.presentation.core)
+        change(payload)
+        core = signed_core(self.world[FR], payload)
+        terms = replace(self.delivery.terms, core_digest=hashlib.sha256(core).digest())
+        return Delivery(Presentation(core, self.delivery.presentation.disclosures), terms)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    world = make_world(tmp_path_factory.mktemp("inbound"), FR, DE, IN, packs=("eu-gdpr",))
+    held = agree(world)
+    fr, de = world[FR], world[DE]
+    name = import_document(fr, document(NAME, notes=("First.", "Second.")))
+    delivery = Delivery(issued(fr, name), terms_for(fr, DE, name, held))
+    receiver = Receiver(
+        me=DE,
+        country=Country("DE"),
+        keyring=Keyring({FR: fr.card, DE: de.card}),
+        labels=de.labels,
+        book=de.book,
+        agreements={held.agreement.digest: held.agreement},
+    )
+    yield Case(world, delivery, receiver, world.clock())
+    world.close()
+
+
+def test_an_honest_delivery_is_admitted_with_the_clause_that_covers_it(case: Case) -> None:
+    opened = open_delivery(case.delivery, case.receiver, case.now)
+    advisory = read_advisory(opened, case.receiver.labels, case.now)
+    admitted = admit(advisory, case.receiver, FR, case.now)
+    assert (advisory.origin, advisory.name, advisory.revision) == (FR, NAME, 1)
+    assert advisory.csaf == document(NAME, notes=("First.", "Second."))
+    assert advisory.core_digest == hashlib.sha256(case.delivery.presentation.core).digest()
+    assert {rule.id for rule in admitted.rules} == {"exchange-2026/1#all:full"}
+
+
+def _core(case: Case, core: bytes) -> Delivery:
+    return Delivery(Presentation(core, case.delivery.presentation.disclosures), case.delivery.terms)
+
+
+@pytest.mark.invariant("I5")
+@pytest.mark.parametrize("core", [b"", b"a.b.c", b"not a core", b"\xff"])
+def test_what_is_no_core_is_refused(case: Case, core: bytes) -> None:
+    with pytest.raises(MalformedError):
+        case.run(_core(case, core))  # open (1)
+
+
+def test_an_origin_without_an_enrolled_card_is_unknown(case: Case) -> None:
+    stranger = replace(case.receiver, keyring=Keyring({DE: case.receiver.keyring.cards[DE]}))
+    with pytest.raises(UnknownOriginError):
+        case.run(case.delivery, stranger)  # open (2)
+    with pytest.raises(UnknownOriginError):
+        case.run(case.resigned(lambda p: p.update(iss="cert.ke.example")))
+    with pytest.raises(MalformedError):
+        case.run(case.resigned(lambda p: p.update(iss="CERT")))
+
+
+@pytest.mark.invariant("I5")
+def test_nobody_signs_in_the_name_of_another(case: Case) -> None:
+    with pytest.raises(KeyringError):  # open (2): DE's name, FR's key
+        case.run(case.resigned(lambda p: p.update(iss=DE, jti=f"{DE}/{NAME}/1")))
+
+
+def test_a_key_that_is_no_longer_valid_does_not_count(case: Case) -> None:
+    with pytest.raises(KeyringError):
+        case.run(case.delivery, now=case.now + timedelta(days=400))  # open (2)
+
+
+@pytest.mark.invariant("I5")
+def test_one_flipped_bit_is_refused(case: Case) -> None:
+    presentation = case.delivery.presentation
+    for place in range(0, len(presentation.core), 41):
+        core = bytearray(presentation.core)
+        core[place] ^= 1
+        with pytest.raises(RemoteError):  # open (1) to (3)
+            case.run(_core(case, bytes(core)))
+    for number, raw in enumerate(presentation.disclosures):
+        for place in range(0, len(raw), 7):
+            broken = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+            disclosures = (*presentation.disclosures[:number], broken, *presentation.disclosures[number + 1 :])
+            with pytest.raises(RemoteError):
+                case.run(Delivery(Presentation(presentation.core, disclosures), case.delivery.terms))
+
+
+@pytest.mark.invariant("I5")
+def test_a_disclosure_that_the_origin_did_not_sign_is_refused(case: Case) -> None:
+    added = (*case.delivery.presentation.disclosures, b'["c2FsdA","extra","text"]')
+    with pytest.raises(SignatureError):
+        case.run(Delivery(Presentation(case.delivery.presentation.core, added), case.delivery.terms))  # open (3)
+
+
+@pytest.mark.invariant("I5")
+def test_a_relay_or_link_may_withhold_more(case: Case) -> None:
+    kept = tuple(raw for raw in case.delivery.presentation.disclosures if b"Second" not in raw)
+    advisory = case.run(Delivery(Presentation(case.delivery.presentation.core, kept), case.delivery.terms))
+    assert [note["text"] for note in advisory.csaf["document"]["notes"]] == ["First."]
+
+
+PAYLOADS: dict[str, tuple[type[RemoteError], Callable[[JsonObject], object]]] = {
+    "(1) version 2": (MalformedError, lambda p: p.update(v=2)),
+    "(1) no version": (MalformedError, lambda p: p.pop("v")),
+    "(1) a member too many": (MalformedError, lambda p: p.update(also=1)),
+    "(1) an audience": (MalformedError, lambda p: p.update(aud=DE)),
+    "(1) an expiry": (MalformedError, lambda p: p.update(exp=1)),
+    "(1) no labels": (MalformedError, lambda p: p.pop("labels")),
+    "(1) another hash": (MalformedError, lambda p: p.update(_sd_alg="md5")),
+    "(1) an AI part in plain": (MalformedError, lambda p: p.update(ai={})),
+    "(1) a title in plain": (MalformedError, lambda p: p["csaf"]["document"].update(title="plain")),
+    "(2) no jti": (MalformedError, lambda p: p.pop("jti")),
+    "(2) a jti that is no text": (MalformedError, lambda p: p.update(jti=1)),
+    "(2) another name": (MalformedError, lambda p: p.update(jti=f"{FR}/other/1")),
+    "(2) another origin": (MalformedError, lambda p: p.update(jti=f"{DE}/{NAME}/1")),
+    "(2) revision 0": (MalformedError, lambda p: p.update(jti=f"{FR}/{NAME}/0")),
+    "(2) revision 01": (MalformedError, lambda p: p.update(jti=f"{FR}/{NAME}/01")),
+    "(2) revision one": (MalformedError, lambda p: p.update(jti=f"{FR}/{NAME}/one")),
+    "(2) a revision without end": (MalformedError, lambda p: p.update(jti=f"{FR}/{NAME}/1{'0' * 9}")),
+    "(2) no tracking id": (MalformedError, lambda p: p["csaf"]["document"]["tracking"].pop("id")),
+    "(2) a tracking id that is no text": (MalformedError, lambda p: p["csaf"]["document"]["tracking"].update(id=7)),
+    "(2) no tracking": (MalformedError, lambda p: p["csaf"]["document"].update(tracking=[])),
+    "(2) no document": (MalformedError, lambda p: p.update(csaf=[])),
+    "(3) no iat": (MalformedError, lambda p: p.pop("iat")),
+    "(3) an iat that is no number": (MalformedError, lambda p: p.update(iat="now")),
+    "(3) an iat that is true": (MalformedError, lambda p: p.update(iat=True)),
+    "(3) an iat of 0": (MalformedError, lambda p: p.update(iat=0)),
+    "(3) an iat before time": (MalformedError, lambda p: p.update(iat=-1)),
+    "(3) an iat with a fraction": (MalformedError, lambda p: p.update(iat=p["iat"] + 0.5)),
+    "(3) an iat in our future": (MalformedError, lambda p: p.update(iat=p["iat"] + 400)),
+    "(4) no handling": (MalformedError, lambda p: p.pop("handling")),
+    "(4) empty handling": (HandlingError, lambda p: p.update(handling={})),
+    "(4) handling that is no object": (HandlingError, lambda p: p.update(handling="GREEN")),
+    "(4) handling with a member too many": (HandlingError, lambda p: p["handling"].update(also=1)),
+    "(4) an unknown TLP": (HandlingError, lambda p: p["handling"].update(tlp="WHITE")),
+    "(4) handling with a digest": (HandlingError, lambda p: p["handling"].update(_sd=[])),
+}
+
+
+@pytest.mark.invariant("I6")
+@pytest.mark.parametrize("name", sorted(PAYLOADS))
+def test_a_core_that_its_origin_signed_may_still_say_nothing_that_we_understand(case: Case, name: str) -> None:
+    error, change = PAYLOADS[name]
+    assert case.run(case.resigned(lambda p: None)).name == NAME  # sanity: signing again is not what is refused
+    with pytest.raises(error):
+        case.run(case.resigned(change))
+
+
+def test_an_iat_may_lead_our_clock_a_little(case: Case) -> None:
+    ahead = int(case.now.timestamp()) + 300
+    assert case.run(case.resigned(lambda p: p.update(iat=ahead))).issued_at == datetime.fromtimestamp(ahead, UTC)
+
+
+def _terms(case: Case, **changed: Any) -> Delivery:
+    return Delivery(case.delivery.presentation, replace(case.delivery.terms, **changed))
+
+
+def _under(case: Case, **changed: str) -> tuple[Delivery, Receiver]:
+    """The delivery under other terms that all parties signed."""
+    agreement = from_yaml(terms_text(case.world, **changed), "a.yaml")
+    return _terms(case, agreement_digest=agreement.digest), _with(case, agreement)
+
+
+def _with(case: Case, agreement: Agreement) -> Receiver:
+    return replace(case.receiver, agreements={agreement.digest: agreement})
+
+
+@pytest.mark.invariant("I2")
+def test_without_an_agreement_in_force_nothing_is_kept(case: Case) -> None:
+    with pytest.raises(NotAdmittedError):
+        case.run(case.delivery, replace(case.receiver, agreements={}))  # admit (2)
+    with pytest.raises(NotAdmittedError):
+        case.run(_terms(case, agreement_digest=b"x" * 32))
+    (agreement,) = case.receiver.agreements.values()
+    with pytest.raises(NotAdmittedError):
+        case.run(case.delivery, now=agreement.valid_until)
+    with pytest.raises(NotAdmittedError):
+        case.run(*_under(case, grants=f"[{{id: other, to: [{IN}], tlp: [GREEN], share: {{identification: full}}}}]"))
+
+
+@pytest.mark.invariant("I2")
+def test_who_delivers_is_the_origin(case: Case) -> None:
+    opened = open_delivery(case.delivery, case.receiver, case.now)
+    advisory = read_advisory(opened, case.receiver.labels, case.now)
+    with pytest.raises(NotAdmittedError, match="relaying"):
+        admit(advisory, case.receiver, IN, case.now)  # admit (1)
+
+
+@pytest.mark.invariant("I6")
+def test_terms_wider_than_what_was_signed_are_refused(case: Case) -> None:
+    with pytest.raises(TermsError):
+        case.run(_terms(case, recipient=IN))  # admit (3)
+    with pytest.raises(TermsError):
+        case.run(_terms(case, core_digest=b"x" * 32))
+    with pytest.raises(TermsError):
+        case.run(_under(case, onward="none", retention_days="5")[0], _under(case, retention_days="5")[1])
+
+
+def test_retention_that_is_over_is_refused(case: Case) -> None:
+    with pytest.raises(TermsError, match="retention has ended"):
+        case.run(_terms(case, retain_until=case.now))
+
+
+@pytest.mark.invariant("I2")
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"grants": "[{id: less, tlp: [GREEN], share: {identification: full}}]"},  # not all categories that arrived
+        {"grants": "[{id: other, tlp: [AMBER], share: {identification: full, technical: full}}]"},  # another TLP
+        {"grants": "[{id: tier, tlp: [GREEN], tiers: [sensitive], share: {identification: full, technical: full}}]"},
+        {"grants": "[{id: general, tlp: [GREEN], share: {identification: generalised, technical: generalised}}]"},
+    ],
+)
+def test_what_no_clause_shares_is_not_kept_although_the_sender_sent_it(case: Case, changed: dict[str, str]) -> None:
+    with pytest.raises(NotAdmittedError):
+        case.run(*_under(case, **changed))  # admit (5)
+
+
+@pytest.mark.invariant("I2")
+def test_an_element_without_a_label_is_not_kept(case: Case) -> None:
+    opened = open_delivery(case.delivery, case.receiver, case.now)
+    advisory = read_advisory(opened, case.receiver.labels, case.now)
+    bare = tuple(replace(element, categories=frozenset[Category]()) for element in advisory.elements)
+    with pytest.raises(NotAdmittedError, match="no label"):
+        admit(replace(advisory, elements=bare), case.receiver, FR, case.now)
+
+
+@pytest.mark.invariant("I2")
+def test_an_advisory_with_nothing_in_it_is_not_kept(case: Case) -> None:
+    empty = Delivery(Presentation(case.delivery.presentation.core, ()), case.delivery.terms)
+    with pytest.raises(NotAdmittedError, match="nothing is disclosed"):
+        case.run(empty)
