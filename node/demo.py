@@ -21,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -28,11 +29,17 @@ from rich.text import Text
 
 from federation.errors import LocalError
 from federation.model import Decision, Form, NodeId, Rule
+from federation.policy.explain import by_rule
 
 _PATIENCE_S: Final = 60  # how long the demo waits for anything before it gives up and says for what
 _POLL_S: Final = 0.3
 _AGREEMENT: Final = "fr-de-in-2026"
 _MARKS: Final = {Form.FULL: "●", Form.GENERALISED: "◐", Form.WITHHELD: "○"}
+_FOR_ALL: Final = {  # rules whose sentence names the one part that it is about
+    "no-permit": "No clause of the agreement shares it.",
+    "guard": "It contains a term that is withheld from this recipient.",
+}
+_WIDE: Final = 120  # columns from which titles are shown too
 _SHOWN: Final = "CERT-FR-2026-0117"  # the advisory whose withheld parts are told one by one
 
 
@@ -243,20 +250,32 @@ class _Demo:
     def _show(self, compact: Path) -> None:
         outcomes = _outcomes(self.sites)
         legend = _Legend()
-        table = Table(title="Who got what", title_justify="left", show_lines=True)
-        table.add_column("advisory", max_width=46)
-        for site in self.sites:
-            table.add_column(f"to {site.node}", max_width=24)
+        table = Table(title="Who got what", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        wide = self._console.width >= _WIDE
+        headings = ("advisory", "TLP", *(f"to {site.jurisdiction}" for site in self.sites))
+        for heading in (*headings, "title") if wide else headings:
+            table.add_column(heading, no_wrap=True, overflow="ellipsis")
         for (name, title, tlp), cells in outcomes.items():
-            row = [Text.assemble((name, "bold"), f" TLP:{tlp}\n{title}")]
-            row.extend(_cell(cells.get(site.node), legend) for site in self.sites)
-            table.add_row(*row)
+            row: list[str | Text] = [name, tlp, *(_cell(cells.get(site.node), legend) for site in self.sites)]
+            table.add_row(*row, *((title,) if wide else ()))
         self._console.print(table)
-        self._console.print(
-            "● in full  ◐ generalised  ○ withheld, in elements of the document. The rules that decided:\n"
-        )
+        self._console.print("Parts of the document: ● in full  ◐ generalised  ○ withheld, by the rules a, b, c …\n")
         self._console.print(legend.table())
+        self._detail(outcomes)
         self._console.print(_verified(compact, self.sites), highlight=False)
+
+    def _detail(self, outcomes: "_Outcomes") -> None:
+        """One advisory at the border, part by part."""
+        receiver = self.sites[2]
+        found = next((cells for (name, _, _), cells in outcomes.items() if name == _SHOWN), {}).get(receiver.node)
+        if found is None:
+            return
+        self._console.print(Text.assemble("\n", (_SHOWN, "bold"), f" on its way to {receiver.node}"))
+        for row, paths in by_rule(found[0]):
+            if row.form is not Form.FULL and not row.basis.startswith("agreement "):
+                parts = ", ".join(path.removeprefix("/csaf") for path in paths)
+                said = f"  {_MARKS[row.form]} {row.form}: {parts}\n      "
+                self._console.print(Text.assemble(said, (row.rule_id, "bold"), f", {row.basis}: {row.says}"))
 
 
 class _Legend:
@@ -276,22 +295,23 @@ class _Legend:
 
     def table(self) -> Table:
         """Letter, rule, legal basis, sentence."""
-        table = Table(box=None, show_header=True, header_style="dim")
-        for column in ("", "rule", "basis", "says"):
-            table.add_column(column)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for key, letter in self._letters.items():
             rule = self._says[key]
-            says = "No clause of the agreement shares it." if rule.id == "no-permit" else rule.says
-            table.add_row(letter, rule.id, rule.basis, says)
+            says = _FOR_ALL.get(rule.id, rule.says)
+            table.add_row(letter, Text.assemble((rule.id, "bold"), f", {rule.basis}: {says}"))
         return table
 
 
-def _outcomes(sites: tuple[Site, ...]) -> dict[tuple[str, str, str], dict[NodeId, tuple[Decision, int | None]]]:
+_Outcomes = dict[tuple[str, str, str], dict[NodeId, tuple[Decision, int | None]]]
+
+
+def _outcomes(sites: tuple[Site, ...]) -> _Outcomes:
     """By advisory: what each peer got, with the sequence number under which that peer acknowledged it."""
     from node import advisories, releases
     from node.main import open_node
 
-    found: dict[tuple[str, str, str], dict[NodeId, tuple[Decision, int | None]]] = {}
+    found: _Outcomes = {}
     for site in sites:
         node = open_node(site.home)
         acknowledged = {(row.name, row.peer): row.seq for row in releases.ledger_rows(node) if row.receipt}
@@ -316,10 +336,10 @@ def _cell(outcome: tuple[Decision, int | None] | None, legend: _Legend) -> Text:
         for rule in e.rules
         if not rule.basis.startswith("agreement ")
     }
-    letters = " ".join(sorted(rules))
+    letters = "".join(sorted(rules))
     if seq is None:
-        return Text(f"nothing  {letters}", style="red")
-    return Text("  ".join(f"{_MARKS[form]} {count}" for form, count in counts.items() if count) + f"  {letters}")
+        return Text(f"nothing {letters}", style="red")
+    return Text(" ".join(f"{count}{_MARKS[form]}" for form, count in counts.items() if count) + f" {letters}")
 
 
 def _verified(compact: Path, sites: tuple[Site, ...]) -> Text:

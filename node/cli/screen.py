@@ -76,7 +76,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         drawn.add_column(
-            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
+            clean(column.removeprefix("#")), justify="right" if column.startswith("#") else "left", overflow="fold"
         )
     for row in rows:
         texts = [cell(value) for value in row]

@@ -1,7 +1,7 @@
 """The command line as people use it: real processes, two homes, files between them.
 
-Two nodes are prepared once: enrolled, an agreement signed through files, advisories imported. Tests that change something
-work on a copy. Whatever goes wrong must give one sentence, its exit code, and leave the home as it was.
+Two nodes are prepared once: enrolled, an agreement signed through files, advisories imported. Tests that change
+something work on a copy. Whatever goes wrong must give one sentence, its exit code, and leave the home as it was.
 """
 
 import json
@@ -46,7 +46,7 @@ version: 1
 parties: [cert.de.example, cert.fr.example]
 valid_from: 2026-01-01T00:00:00Z
 valid_until: {until}
-sunset_review: 2026-06-01T00:00:00Z
+sunset_review: {until}
 purposes: [detection, remediation]
 grants:
   - id: open
@@ -196,26 +196,21 @@ def test_doctor_tells_everything_that_is_wrong_at_once(copy: Path) -> None:
     assert findings["file modes"]["do"].startswith("chmod")
 
 
-def test_an_import_that_is_repeated_changes_nothing(copy: Path) -> None:
-    before = state(copy)
-    counts = run(copy, "advisory", "import", str(EXAMPLES), "--json").json()
-    assert (counts["imported"], counts["already"], counts["refused"]) == (0, 4, [])
-    assert state(copy) == before
-
-
-def test_a_bad_file_does_not_stop_the_others(copy: Path, tmp_path: Path) -> None:
+def test_an_import_is_repeated_and_a_bad_file_does_not_stop_the_others(copy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     (folder / "1.json").write_text('{"document": {"title": "no CSAF"}}', encoding="utf-8")
     (folder / "2.json").write_text("{", encoding="utf-8")
-    german = ROOT / "config" / "examples" / "de" / "plc-gateway-vex.json"
-    shutil.copy(german, folder / "3.json")
-    done = run(copy, "advisory", "import", str(folder), "--json")
-    done.refused(1, "2 of 3 files were refused")
+    shutil.copy(ROOT / "config" / "examples" / "de" / "plc-gateway-vex.json", folder / "3.json")
+    done = run(copy, "advisory", "import", str(EXAMPLES), str(folder), "--json")
+    done.refused(1, "2 of 7 files were refused")
     counts = json.loads(done.out)
-    assert counts["imported"] == 1
+    assert (counts["imported"], counts["already"]) == (1, 4)
     assert [Path(refused["file"]).name for refused in counts["refused"]] == ["1.json", "2.json"]
-    assert "schema" in counts["refused"][0]["reason"]
+    assert "CSAF" in counts["refused"][0]["reason"]
+    before = state(copy)
+    assert json.loads(run(copy, "advisory", "import", str(EXAMPLES), str(folder), "--json").out)["already"] == 5
+    assert state(copy) == before
 
 
 def test_a_dry_run_shows_every_peer_and_changes_nothing(pair: Pair) -> None:
@@ -229,8 +224,6 @@ def test_a_dry_run_shows_every_peer_and_changes_nothing(pair: Pair) -> None:
 
 
 def test_explain_names_the_rule_and_what_it_rests_on(pair: Pair) -> None:
-    found = run(pair.fr, "explain", ADVISORY, "cert.de.example", "--json").json()
-    assert len(found["elements"]) >= found["full"] + found["generalised"] + found["withheld"]
     told = run(pair.fr, "explain", ADVISORY, "cert.de.example")
     assert told.code == 0
     assert told.out.index("WITHHELD") < told.out.index("FULL")
@@ -240,7 +233,7 @@ def test_explain_names_the_rule_and_what_it_rests_on(pair: Pair) -> None:
 
 @pytest.mark.invariant("I14")
 def test_a_release_stands_in_the_ledger_and_is_not_repeated(copy: Path) -> None:
-    assert run(copy, "ledger", "list", "--json").json() == []
+    assert run(copy, "ledger", "list").err == "Nothing was disclosed.\n"
     released = run(copy, "advisory", "release", ADVISORY, "--json").json()
     (row,) = run(copy, "ledger", "list", "--peer", "cert.de.example", "--elements", "--json").json()
     assert (row["advisory"], row["entry"], row["receipt"]) == (ADVISORY, released["peers"][0]["entry"], False)
@@ -256,7 +249,6 @@ def test_an_advisory_as_a_peer_would_get_it(pair: Pair) -> None:
     seen = run(pair.fr, "advisory", "show", ADVISORY, "--as-peer", "cert.de.example", "--json").json()
     assert "reproduction" in whole["ai"]
     assert "reproduction" not in seen["ai"]
-    assert len(run(pair.fr, "advisory", "show", ADVISORY).out.splitlines()) > 20
 
 
 def test_a_release_that_nothing_allows_is_refused(copy: Path) -> None:
@@ -300,7 +292,6 @@ def test_init_refuses_what_cannot_be_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "new"
     for words in (
         ("--id", "Not A Name", "--jurisdiction", "FR", "--listen", "0"),
-        ("--id", "cert.fr.example", "--jurisdiction", "XX", "--listen", "0"),
         ("--id", "cert.fr.example", "--jurisdiction", "FR", "--listen", "0", "--law-pack", "none-such"),
         ("--id", "cert.fr.example", "--jurisdiction", "FR", "--listen", "0.0.0.0:7443"),
     ):
@@ -322,7 +313,6 @@ def test_an_agreement_that_is_over_is_not_signed(copy: Path, tmp_path: Path) -> 
     [
         ("explain", ADVISORY, "cert.es.example"),
         ("advisory", "release", ADVISORY, "--to", "cert.es.example"),
-        ("peer", "distrust", "cert.es.example"),
         ("sync", "cert.es.example"),
     ],
 )
