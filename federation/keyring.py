@@ -7,6 +7,7 @@ alone). Enrolment itself, and where private keys lie, are the node's affair.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,6 +27,9 @@ FINGERPRINT_BYTES = 16  # 128 bits against a second preimage: twelve words to sa
 _MAX_KEYS = 32
 _MAX_VERSION = 1 << 31
 _MAX_ENDPOINT = 300
+_ENDPOINT = re.compile(
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})"
+)  # no scheme, no path
 _KEY_MEMBERS = {"role", "kid", "public", "from", "until"}
 _CARD_MEMBERS = {"card", "version", "issued_at", "jurisdiction", "protocols", "endpoint", "roots", "keys"}
 
@@ -220,12 +224,10 @@ def _read_key(data: object) -> OnlineKey:
 
 
 def _endpoint(value: object) -> str:
-    if not isinstance(value, str) or not 3 <= len(value) <= _MAX_ENDPOINT or not value.isascii():
+    match = _ENDPOINT.fullmatch(value) if isinstance(value, str) and len(value) <= _MAX_ENDPOINT else None
+    if match is None or not 0 < int(match[1]) < 1 << 16:
         raise MalformedError("card: endpoint: expected HOST:PORT")
-    host, colon, port = value.rpartition(":")
-    if not host or not colon or not port.isdecimal() or not 0 < int(port) < 1 << 16 or any(c <= " " for c in host):
-        raise MalformedError("card: endpoint: expected HOST:PORT")
-    return value
+    return match[0]
 
 
 def _integer(value: object, most: int) -> int:

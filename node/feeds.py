@@ -153,8 +153,8 @@ def prove(
     """
     with read(node.engine) as tx:
         feed = out_feed(tx, peer)
-        if origin != feed.origin:
-            raise NotFoundError("no such feed")
+        if origin != feed.origin or size > feed.size:
+            raise NotFoundError("no such feed, or it is not that long")
         leaves = (
             tx.execute(
                 select(out_entries.c.leaf_hash)

@@ -152,26 +152,6 @@ def make_online(home: Path, node: NodeId, passphrase: bytes, now: datetime) -> t
     return tuple(made)
 
 
-def public_key_of(certificate_der: bytes) -> bytes:
-    """The DER SubjectPublicKeyInfo in a certificate: what is compared at each call. Raises UsageError."""
-    try:
-        public = x509.load_der_x509_certificate(certificate_der).public_key()
-    except ValueError as e:
-        raise UsageError("the card's tls key is no certificate") from e
-    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def public_key_of_pem(certificate_pem: bytes) -> bytes:
-    """The same for a PEM certificate. Raises ValueError."""
-    public = x509.load_pem_x509_certificate(certificate_pem).public_key()
-    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def pem_of(certificate_der: bytes) -> bytes:
-    """A DER certificate as PEM."""
-    return x509.load_der_x509_certificate(certificate_der).public_bytes(serialization.Encoding.PEM)
-
-
 def _signer(private: ed25519.Ed25519PrivateKey, kid: str) -> Signer:
     seed = private.private_bytes_raw()
     return Signer(kid, private.public_key().public_bytes_raw(), lambda message: signing.sign(seed, message))

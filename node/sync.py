@@ -181,6 +181,7 @@ def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> 
         )
         one_row(moved.rowcount, f"the feed from {peer}")
         receiver = _receiver(node, tx, now)
+        receiver.keyring.card(peer)  # distrusted since the page was asked for: nothing of it is kept
         for entry in page.entries:
             judged = _judge(node, tx, entry, receiver, peer)
             _store(node, tx, peer, judged)

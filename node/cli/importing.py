@@ -18,6 +18,7 @@ from node.advisories import Imported, import_file
 from node.cli import exits, screen, session
 from node.cli.advisory import imported_data, say_unlabelled
 from node.context import Node
+from node.peers import all_peers, trusted_card
 from node.releases import release
 
 _FATAL = (LockedError, ConflictError, NotFoundError)  # it would be the same for every file
@@ -41,16 +42,16 @@ def run(paths: Iterable[Path], tlp: Tlp | None, *, release: bool, to: list[str],
         raise UsageError("--to says where to release; add --release")
     node = session.node()
     tally = _Tally()
-    targets = tuple(map(NodeId, to))
+    targets = _targets(node, to) if release else None
     try:
         with screen.progress("Importing", len(files)) as advance:
             for done, path in enumerate(files, start=1):
-                _one(node, path, tlp, tally, targets if release else None)
+                _one(node, path, tlp, tally, targets)
                 advance(done)
     finally:
         if tally.entries:
             session.wake()
-    _report(tally, release, as_json)
+    _report(tally, len(files), release, as_json)
 
 
 def _one(node: Node, path: Path, tlp: Tlp | None, tally: _Tally, targets: tuple[NodeId, ...] | None) -> None:
@@ -73,7 +74,7 @@ def _one(node: Node, path: Path, tlp: Tlp | None, tally: _Tally, targets: tuple[
         tally.held.extend((made.advisory.name, f"{o.peer}: {o.held}") for o in outcomes if o.held is not None)
 
 
-def _report(tally: _Tally, released: bool, as_json: bool) -> None:
+def _report(tally: _Tally, total: int, released: bool, as_json: bool) -> None:
     fresh = sum(made.fresh for made in tally.imported)
     again = len(tally.imported) - fresh
     if as_json:
@@ -108,9 +109,15 @@ def _report(tally: _Tally, released: bool, as_json: bool) -> None:
         if tally.held:
             screen.table(("Held for a person", "Why"), tally.held)
     if tally.refused:
-        raise exits.RefusedError(
-            f"{len(tally.refused)} of {len(tally.refused) + len(tally.imported)} files were refused"
-        )
+        raise exits.RefusedError(f"{len(tally.refused)} of {total} files were refused")
+
+
+def _targets(node: Node, to: Iterable[str]) -> tuple[NodeId, ...]:
+    """Whom to release to, found out before the first file. Raises NotFoundError, UsageError."""
+    named = tuple(trusted_card(node, NodeId(peer)).node for peer in to)
+    if not named and not any(peer.trusted for peer in all_peers(node)):
+        raise UsageError("there is no peer to release to; enrol one with: apostille peer enrol CARD")
+    return named
 
 
 def _files(paths: Iterable[Path]) -> list[Path]:

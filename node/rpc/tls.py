@@ -3,7 +3,7 @@
 The chain only opens the connection. Who calls is decided by comparing the exact public key with the cards that are
 trusted at that moment, at every call, because an open connection outlives the trust in its peer. A client cannot ask
 gRPC which certificate the server showed; so a certificate is enrolled only if no other can be accepted in its place,
-see `check_certificate`. Making keys is `node.keys`' affair.
+see `node.certificates`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,20 +11,16 @@ from datetime import datetime
 from functools import lru_cache
 
 import grpc
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from sqlalchemy import select
 
 from federation.errors import KeyringError, MalformedError
 from federation.keyring import Card, open_card
-from federation.model import NodeId, Role
+from federation.model import Role
+from node.certificates import pem_of, public_key_of, public_key_of_pem
 from node.context import Node
-from node.keys import pem_of, public_key_of, public_key_of_pem
 from node.store.database import read
 from node.store.tables import peers
 
-LEAST_RSA_BITS = 3072  # NIST SP 800-57: 128 bits of security
 _REMEMBERED = (
     256  # cards and certificates whose parsing is not repeated: checking a card's signatures takes a millisecond
 )
@@ -79,51 +75,12 @@ def peer_of(auth_context: Mapping[str, Iterable[bytes]], cards: Iterable[Card], 
         raise KeyringError("the caller presented no certificate")
     try:
         key = public_key_of_pem(presented[0])
-    except ValueError as e:
+    except MalformedError as e:
         raise KeyringError("the caller's certificate cannot be read") from e
     found = [card for card in cards if key in _keys_of(card, now)]  # (2)
     if len(found) != 1:  # (3)
         raise KeyringError(f"{len(found)} trusted cards hold the caller's key")
     return found[0]
-
-
-def check_certificate(der: bytes, node: NodeId) -> None:
-    """Refuses to pin a certificate in whose place another could be accepted, or which gRPC could not use.
-
-    (1) X.509 version 3, self-signed by its own key: nobody can enrol a key that he does not hold
-    (2) basicConstraints says CA:FALSE (RFC 5280 4.2.1.9)
-    (3) keyUsage says digitalSignature and not keyCertSign (4.2.1.3). This is what counts: TLS accepts what a pinned
-        certificate has signed even under CA:FALSE, and takes the first of two roots with one name for the other
-    (4) the key is P-256, or RSA of 3072 bits or more; gRPC's TLS does not offer Ed25519
-    (5) the subject's one alternative name is the node id
-    Raises MalformedError.
-    """
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        extensions = certificate.extensions
-        key = certificate.public_key()
-        certificate.verify_directly_issued_by(certificate)  # (1)
-        constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = extensions.get_extension_for_class(x509.KeyUsage).value
-        names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension) as e:
-        raise MalformedError(f"tls certificate of {node}: not a self-signed leaf of version 3") from e
-    if constraints.ca:  # (2)
-        raise MalformedError(f"tls certificate of {node}: it may sign others (CA:TRUE)")
-    if not usage.digital_signature or usage.key_cert_sign:  # (3)
-        raise MalformedError(
-            f"tls certificate of {node}: keyUsage must allow signatures, and not those of certificates"
-        )
-    if not _is_usable(key):  # (4)
-        raise MalformedError(f"tls certificate of {node}: the key must be P-256, or RSA of {LEAST_RSA_BITS} bits")
-    if names != [x509.DNSName(node)]:  # (5)
-        raise MalformedError(f"tls certificate of {node}: its one alternative name must be the node id")
-
-
-def _is_usable(key: object) -> bool:
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return isinstance(key.curve, ec.SECP256R1)
-    return isinstance(key, rsa.RSAPublicKey) and key.key_size >= LEAST_RSA_BITS
 
 
 def _keys_of(card: Card, now: datetime) -> frozenset[bytes]:

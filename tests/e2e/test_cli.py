@@ -360,13 +360,45 @@ def serving(copy: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_one_server_a_home_and_a_clean_end(copy: Path, serving: subprocess.Popen[str]) -> None:
+def test_one_server_a_home_a_delivery_and_a_clean_end(
+    pair: Pair, copy: Path, tmp_path: Path, serving: subprocess.Popen[str]
+) -> None:
     assert run(copy, "status", "--json").json()["serving"] is True
     run(copy, "serve").refused(2, "served already")
     assert run(copy, "advisory", "release", ADVISORY, "--json").json()["peers"][0]["entry"] is not None
+    receiver = tmp_path / "de"
+    shutil.copytree(pair.de, receiver)
+    (fetched,) = run(receiver, "sync", "--json").json()
+    assert (fetched["error"], fetched["counts"]["admitted"]) == (None, 1)
+    item = run(receiver, "inbox", "show", ADVISORY, "--json").json()
+    assert (item["origin"], item["state"]) == ("cert.fr.example", "current")
+    assert "reproduction" not in item["ai"]
+    assert run(receiver, "inbox", "export", "1", "--format", "sd-jwt").out.rstrip("\n").endswith("~")
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(timeout=PATIENCE_S) == 0
-    assert run(copy, "status", "--json").json()["serving"] is False
+    assert not (copy / "serve.json").exists()
+
+
+def test_what_was_set_aside_is_told_with_its_reason(copy: Path, tmp_path: Path) -> None:
+    connection = sqlite3.connect(copy / "apostille.db")
+    rows = [(0, b"evil", "quarantined", "BAD_SIGNATURE"), (1, None, "refused", "NOT_ADMITTED")]
+    for seq, data, outcome, code in rows:
+        connection.execute(
+            "INSERT INTO in_entries (peer, seq, leaf_hash, data, outcome, code, detail, received_at) "
+            "VALUES ('cert.de.example', ?, ?, ?, ?, ?, 'why \x1b[2J', '2026-11-21 09:30:00.000000')",
+            (seq, bytes(32), data, outcome, code),
+        )
+    connection.commit()
+    connection.close()
+    listed = run(copy, "quarantine", "list")
+    assert "BAD_SIGNATURE" in listed.out
+    assert "\x1b" not in listed.out
+    kept = tmp_path / "entry.bin"
+    shown = run(copy, "quarantine", "show", "cert.de.example", "0", "--out", str(kept), "--json").json()
+    assert (shown["code"], shown["size"], shown["received_at"]) == ("BAD_SIGNATURE", 4, "2026-11-21T09:30:00Z")
+    assert kept.read_bytes() == b"evil"
+    run(copy, "quarantine", "show", "cert.de.example", "1", "--out", str(kept)).refused(6, "never kept")
+    run(copy, "quarantine", "show", "cert.de.example", "9").refused(3, "not set aside")
 
 
 # What follows needs no process of its own: the place where errors become sentences, and what peers can put on a screen.

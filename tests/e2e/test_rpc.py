@@ -29,7 +29,7 @@ from federation.errors import (
 )
 from federation.keyring import Card
 from federation.model import Role
-from node import peers, releases, serving
+from node import agreements, peers, releases, serving
 from node.context import Node
 from node.rpc import limits, server
 from node.rpc.quota import OverQuotaError, Quota
@@ -48,7 +48,7 @@ from tests.e2e.net import (
     status_of,
     until,
 )
-from tests.nodes import DE, FR, IN, agree, history, make_world
+from tests.nodes import DE, FR, IN, agree, history, make_world, terms_text
 
 
 class TestExchange:
@@ -88,6 +88,22 @@ class TestExchange:
             sending.announce()
             until(lambda wanted=f"FR-{number}": wanted in names_in_inbox(net.world[DE]))  # type: ignore[misc]
             until(lambda: acknowledged(net.world[FR], DE) == len(history(net.world[FR], DE)))
+
+    def test_signatures_on_an_agreement_go_round_by_notices_alone(self, net: Net) -> None:
+        fr, de = net.world[FR], net.world[DE]
+        at_fr, at_de = net.polls(FR), net.polls(DE)
+        net.serve(FR, at_fr.hint)
+        net.serve(DE, at_de.hint)
+        at_fr.start()
+        at_de.start()
+        proposed = agreements.propose(fr, terms_text(net.world), "agreement.yaml").agreement
+        at_fr.announce()
+        until(lambda: len(agreements.all_held(de)) == 1)
+        agreements.countersign(de, proposed.id)
+        at_de.announce()
+        until(lambda: agreements.find(fr, proposed.id).state(fr.clock()) == "in force")
+        # FR relays the union of the signatures, and tells DE of it without being asked to
+        until(lambda: len(history(fr, DE)) == 2 and acknowledged(fr, DE) == 2)
 
     def test_proofs_and_heads_are_served(self, net: Net) -> None:
         agree(net.world)

@@ -9,8 +9,7 @@ import pytest
 
 from federation.base64url import b64url, from_b64url
 from federation.errors import MalformedError, TooLargeError
-from federation.limits import MAX_JSON_DEPTH
-from federation.limits import MAX_NUMBER_CHARS
+from federation.limits import MAX_JSON_DEPTH, MAX_NUMBER_CHARS
 from federation.strictjson import decode, decode_object, encode
 
 

@@ -1,5 +1,6 @@
 """Certificates: which may be pinned, who is recognised by them, and what gRPC itself accepts."""
 
+import hashlib
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ import node.rpc  # noqa: F401 - keeps gRPC quiet
 from federation.errors import KeyringError, MalformedError
 from federation.keyring import Card, OnlineKey, RootSet, key_id
 from federation.model import Country, NodeId, Role
-from node.rpc.tls import check_certificate, peer_of
+from node.certificates import check_certificate, make_certificate
+from node.rpc.tls import peer_of
 
 FR, DE, IN = NodeId("cert.fr.example"), NodeId("cert.de.example"), NodeId("cert.in.example")
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -60,10 +62,12 @@ def make(
     ca: bool | None = False,
     usage: tuple[bool, ...] | None = DIGITAL_SIGNATURE,
     issuer: Identity | None = None,
-    common_name: str = "Apostille node",
+    common_name: str | None = None,
 ) -> Identity:
-    """A certificate like those of `node.keys`, unless told otherwise."""
+    """A certificate like those of `node.certificates`, unless told otherwise; its name is the hash of its key."""
     key = key or p256()
+    spki = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    common_name = common_name or hashlib.sha256(spki).digest()[:16].hex()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     real_now = datetime.now(UTC)
     builder = (
@@ -119,16 +123,21 @@ class TestCheckCertificate:
             ({"key": ec.generate_private_key(ec.SECP384R1())}, "P-256"),
             ({"key": ed25519.Ed25519PrivateKey.generate()}, "P-256"),
             ({"key": rsa.generate_private_key(65537, 2048)}, "P-256"),
+            ({"common_name": "chosen"}, "hash of its key"),
             ({"names": (DE,)}, "alternative name"),
             ({"names": (FR, DE)}, "alternative name"),
             ({"names": ()}, "self-signed leaf"),
             ({"issuer": make(common_name="another")}, "self-signed leaf"),
-            ({"issuer": make()}, "self-signed leaf"),
+            ({"issuer": make(common_name="shared"), "common_name": "shared"}, "self-signed leaf"),
         ],
     )
     def test_anything_else_is_refused(self, changed: dict[str, Any], rule: str) -> None:
         with pytest.raises(MalformedError, match=rule):
             check_certificate(make(**changed).der, FR)
+
+    def test_what_this_node_makes_passes(self) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        check_certificate(make_certificate(key, FR, NOW, timedelta(days=1)), FR)
 
     def test_bytes_that_are_no_certificate_are_refused(self) -> None:
         der = make().der
@@ -225,15 +234,19 @@ class TestWhatGrpcAccepts:
 
     def test_a_self_signed_leaf_is_its_own_trust_anchor(self) -> None:
         french, german, indian = make((FR,)), make((DE,)), make((IN,))
-        for client in (german, indian):  # each, although all have one subject name
+        for client in (german, indian):
             assert self.call(french, (german, indian), client, french) == b"ok"
 
-    def test_without_key_usage_the_second_of_two_peers_is_locked_out(self) -> None:
-        french = make((FR,))
-        first, second = make((DE,), usage=None), make((IN,), usage=None)
-        assert self.call(french, (first, second), first, french) == b"ok"
+    def test_of_two_peers_with_one_name_the_second_is_locked_out(self) -> None:
+        # the attack: Mallory is enrolled with the name that stands on DE's certificate
+        french, german = make((FR,)), make((DE,), usage=None)
+        name: Any = german.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+        copycat = make((IN,), usage=None, common_name=name)
+        assert self.call(french, (german,), german, french) == b"ok"
         with pytest.raises(grpc.RpcError):
-            self.call(french, (first, second), second, french)
+            self.call(french, (copycat, german), german, french)
+        with pytest.raises(MalformedError):
+            check_certificate(make((IN,), common_name=name).der, IN)
 
     def test_a_server_with_another_key_is_refused(self) -> None:
         french, german, other = make((FR,)), make((DE,)), make((FR,))
@@ -258,7 +271,8 @@ class TestWhatGrpcAccepts:
         minted = make((FR,), issuer=pinned, common_name="minted")
         with pytest.raises(grpc.RpcError):
             self.call(minted, (german,), german, pinned)
-        same_name = make((FR,), issuer=pinned)
+        name: Any = pinned.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+        same_name = make((FR,), issuer=pinned, common_name=name)
         with pytest.raises(grpc.RpcError):
             self.call(same_name, (german,), german, pinned)
 

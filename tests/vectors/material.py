@@ -82,7 +82,8 @@ def entropy(label: str) -> Callable[[int], bytes]:
 def certificate(node: NodeId) -> bytes:
     """A certificate of the profile in docs/protocol.md, DER; ECDSA by RFC 6979, so that it is the same each time."""
     private = ec.derive_private_key(int.from_bytes(seed(f"{node} tls")[:31], "big"), ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Apostille node")])
+    key = private.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hashlib.sha256(key).hexdigest()[:32])])
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     built = (
         x509.CertificateBuilder(name, name, private.public_key(), 1, BEGIN - timedelta(hours=1), END)

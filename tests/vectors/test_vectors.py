@@ -34,6 +34,7 @@ from federation.model import (
     node_id,
 )
 from federation.policy.engine import rule_book
+from node.certificates import check_certificate
 
 FOLDER = Path(__file__).parent
 LABELS = load_labels(data.labels_text(), "labels/csaf-2.0.yaml")
@@ -105,6 +106,9 @@ def test_cards(case: Case) -> None:
         fingerprint = card.roots.fingerprint()
         assert (card.node, card.version, fingerprint.hex()) == (case["node"], case["version"], case["fingerprint"])
         assert Mnemonic("english").to_mnemonic(fingerprint) == case["words"]
+        for key in card.keys:
+            if key.role is Role.TLS:
+                check_certificate(key.public, card.node)
 
 
 @pytest.mark.parametrize("case", cases("agreements.json"))
