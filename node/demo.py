@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from config import data
 from federation.errors import LocalError
 from federation.model import Decision, Form, NodeId, Rule
 from federation.policy.explain import by_rule
@@ -87,7 +88,7 @@ class _Demo:
 
     def play(self) -> None:
         """The whole exchange, then its table."""
-        examples = resources.files("config") / "examples"
+        examples = data.examples()
         agreement = self._where / "agreement.yaml"
         with self._progress() as step:
             self._where.mkdir(parents=True, exist_ok=True)
