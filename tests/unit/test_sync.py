@@ -1,0 +1,641 @@
+"""Receiving, as a hostile sender and a failing machine would have it: nothing lost, nothing twice, nothing believed."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from federation import entries, feed
+from federation.checkpoint import open_checkpoint
+from federation.entries import AgreementOffer, Delivery, ErasedItem, Withdrawal
+from federation.errors import (
+    ConflictError,
+    ErasureError,
+    ForkError,
+    GapError,
+    HeldError,
+    NotFoundError,
+    RemoteError,
+    ReorderedError,
+    RepeatedError,
+    RollbackError,
+    StaleError,
+    SuspectedForkError,
+    UnreachableError,
+    WrongFeedError,
+)
+from federation.feed import PageBytes
+from federation.model import Onward, Presentation, Role
+from node import agreements, inbox, peers, releases, sync
+from node.inbox import InboxState
+from node.store.database import read
+from node.store.tables import audit, in_entries, in_feeds, out_feeds
+from node.store.tables import inbox as inbox_table
+from node.sync import Outcome
+from tests.nodes import (
+    AGREEMENT,
+    DE,
+    FR,
+    ForgedFeed,
+    LyingLink,
+    World,
+    agree,
+    append_by_hand,
+    document,
+    entry,
+    files_hold,
+    history,
+    import_document,
+    issued,
+    make_world,
+    payload_of,
+    reopen,
+    signed_core,
+    terms_for,
+    terms_text,
+)
+
+ORIGIN = f"{FR}/feeds/{DE}/1"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = make_world(tmp_path)
+    agree(made)
+    yield made
+    made.close()
+
+
+def release(world: World, *names: str) -> None:
+    for name in names:
+        releases.release(world[FR], import_document(world[FR], document(name, title=f"Title of {name}")))
+
+
+def arrived(world: World) -> list[str]:
+    """What DE has in its inbox, in the order of the feed."""
+    return [item.name for item in sorted(inbox.items(world[DE], every_state=True), key=lambda item: item.seq)]
+
+
+def snapshot(world: World) -> tuple[object, ...]:
+    """All that DE holds of the feed from FR."""
+    with read(world[DE].engine) as tx:
+        row = tx.execute(select(in_feeds.c.size, in_feeds.c.edge, in_feeds.c.head, in_feeds.c.largest)).one()
+        return (*row, *tx.execute(select(in_entries)).all(), *tx.execute(select(inbox_table)).all())
+
+
+def rows(world: World) -> list[tuple[int, str, str | None]]:
+    with read(world[DE].engine) as tx:
+        found = tx.execute(select(in_entries.c.seq, in_entries.c.outcome, in_entries.c.code).order_by(in_entries.c.seq))
+        return [(row.seq, row.outcome, row.code) for row in found]
+
+
+def held_by_sender(world: World) -> int:
+    """How many entries FR knows to be durable at DE."""
+    with read(world[FR].engine) as tx:
+        size: int = tx.execute(select(out_feeds.c.receipt_size).where(out_feeds.c.peer == DE)).scalar_one()
+    return size
+
+
+def same_root(world: World) -> bool:
+    return sync.load_state(world[DE], FR).edge.root() == feed.merkle.root(
+        [i.leaf_hash if isinstance(i, ErasedItem) else feed.merkle.leaf_hash(i) for i in history(world[FR], DE)]
+    )
+
+
+@pytest.mark.invariant("I9")
+def test_an_honest_sync_brings_everything_once_and_ends_with_a_receipt(world: World) -> None:
+    release(world, "A", "B", "C")
+    report = world.sync(DE, FR)
+    assert report.counts == {Outcome.ADMITTED: 3}
+    assert report.entries == 3
+    assert arrived(world) == ["A", "B", "C"]
+    assert held_by_sender(world) == len(history(world[FR], DE))
+    before = snapshot(world)
+    assert world.sync(DE, FR).counts == {}
+    assert snapshot(world) == before
+    with read(world[DE].engine) as tx:
+        kept = [row.data for row in tx.execute(select(in_entries).order_by(in_entries.c.seq))]
+    assert kept == history(world[FR], DE)  # I7: byte for byte
+    assert same_root(world)
+
+
+# Rewritten pages: honest sync, attack, state unchanged, honest again
+
+
+def _drop(page: PageBytes) -> PageBytes:
+    return replace(page, items=page.items[1:])
+
+
+REWRITES: dict[str, tuple[type[RemoteError], Callable[[ForgedFeed, int], PageBytes]]] = {
+    "the first entry left out": (
+        GapError,
+        lambda f, n: PageBytes(f.items[n + 1 : n + 2], f.head(n + 1), f.latest(n + 3)),
+    ),
+    "an entry repeated": (RepeatedError, lambda f, n: PageBytes(f.items[n - 1 : n], f.head(n + 1), f.latest(n + 3))),
+    "two exchanged": (
+        ReorderedError,
+        lambda f, n: PageBytes((f.items[n + 1], f.items[n], f.items[n + 2]), f.head(n + 3), f.latest(n + 3)),
+    ),
+    "an entry of another feed": (
+        WrongFeedError,
+        lambda f, n: PageBytes((entry(f"{FR}/feeds/{DE}/2", n, AgreementOffer(b"x")),), f.head(n + 1), f.latest(n + 3)),
+    ),
+    "hashes whose eraser does not name them": (
+        ErasureError,
+        lambda f, n: PageBytes((_hash(f, n), *f.items[n + 1 :]), f.head(n + 3), f.latest(n + 3)),
+    ),
+}
+
+
+def _hash(forged: ForgedFeed, seq: int) -> ErasedItem:
+    item = forged.items[seq]
+    assert isinstance(item, bytes)
+    return ErasedItem(seq, feed.merkle.leaf_hash(item), seq + 1)
+
+
+@pytest.mark.invariant("I8")
+@pytest.mark.parametrize("name", sorted(REWRITES))
+def test_a_rewritten_page_changes_nothing(world: World, name: str) -> None:
+    error, rewrite = REWRITES[name]
+    world.sync(DE, FR)
+    release(world, "A", "B", "C")
+    before, count = snapshot(world), sync.load_state(world[DE], FR).cursor
+    forged = ForgedFeed(world[FR], DE, history(world[FR], DE))
+    with pytest.raises(error):
+        sync.sync(world[DE], FR, LyingLink(forged, lambda _: rewrite(forged, count)))
+    assert snapshot(world) == before
+    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 3}
+    assert arrived(world) == ["A", "B", "C"]
+
+
+@pytest.mark.invariant("I8")
+def test_a_page_that_does_not_fit_is_asked_for_once_more_and_then_suspected(world: World) -> None:
+    world.sync(DE, FR)
+    release(world, "A", "B")
+    link = LyingLink(world.link(DE, FR), _drop)
+    with pytest.raises(SuspectedForkError):
+        sync.sync(world[DE], FR, link)
+    assert link.pulls == 2
+    assert len(link.asked) == 2
+    assert arrived(world) == []
+    with pytest.raises(HeldError, match="SUSPECTED_FORK"):
+        world.sync(DE, FR)
+
+
+@pytest.mark.invariant("I8")
+def test_a_page_that_was_broken_once_is_mended_by_asking_again(world: World) -> None:
+    release(world, "A", "B")
+    link = LyingLink(world.link(DE, FR))
+    link.rewrite = lambda page: _drop(page) if link.pulls == 1 else page
+    assert sync.sync(world[DE], FR, link).counts == {Outcome.ADMITTED: 2}
+
+
+def _fork(world: World) -> ForgedFeed:
+    """FR, with its real key, tells another history of what DE holds already."""
+    items = history(world[FR], DE)
+    return ForgedFeed(world[FR], DE, [entry(ORIGIN, 0, AgreementOffer(b"rewritten")), *items[1:]])
+
+
+@pytest.mark.invariant("I8")
+def test_a_fork_freezes_the_feed_and_keeps_two_notes_that_prove_it(world: World) -> None:
+    release(world, "A")
+    world.sync(DE, FR)
+    before = snapshot(world)
+    with pytest.raises(ForkError):
+        sync.sync(world[DE], FR, _fork(world))
+    assert snapshot(world) == before
+    with read(world[DE].engine) as tx:
+        row = tx.execute(select(in_feeds).where(in_feeds.c.peer == FR)).one()
+        assert tx.execute(select(audit.c.detail).where(audit.c.act == "feed.frozen")).scalars().all() == ["FORK"]
+    first, second = row.evidence.split(b"\n\n\n")
+    (key,) = world[FR].card.note_keys(Role.FEED, ORIGIN, world.clock())
+    ours, theirs = open_checkpoint(first + b"\n", ORIGIN, key), open_checkpoint(second, ORIGIN, key)
+    assert ours.size == theirs.size
+    assert ours.root != theirs.root
+    assert (row.frozen, row.problem) == ("FORK", "FORK")
+    release(world, "B")
+    with pytest.raises(HeldError, match="FORK"):
+        world.sync(DE, FR)  # the honest feed is frozen too, until two people look
+    reopen(world, DE)
+    with pytest.raises(HeldError, match="FORK"):
+        world.sync(DE, FR)
+
+
+@pytest.mark.invariant("I8")
+def test_a_sender_that_lost_entries_is_a_rollback(world: World) -> None:
+    release(world, "A", "B")
+    world.sync(DE, FR)
+    before = snapshot(world)
+    with pytest.raises(RollbackError):
+        sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, history(world[FR], DE)[:-1]))
+    assert snapshot(world) == before
+    with pytest.raises(HeldError, match="ROLLBACK"):
+        world.sync(DE, FR)
+
+
+def test_an_old_newest_head_is_stale_and_what_came_with_it_is_kept(world: World) -> None:
+    release(world, "A")
+    limit = sync.STALE_AFTER_POLLS * world[DE].poll_interval_s
+    with pytest.raises(StaleError):
+        sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, history(world[FR], DE), latest_age_s=limit + 1))
+    assert arrived(world) == ["A"]
+    with read(world[DE].engine) as tx:
+        assert tx.execute(select(in_feeds.c.problem).where(in_feeds.c.peer == FR)).scalar_one() == "STALE"
+    world.sync(DE, FR)
+    with read(world[DE].engine) as tx:
+        assert tx.execute(select(in_feeds.c.problem).where(in_feeds.c.peer == FR)).scalar_one() is None
+
+
+@pytest.mark.invariant("I8")
+def test_no_receipt_is_given_while_an_eraser_is_outstanding(world: World) -> None:
+    world.sync(DE, FR)
+    release(world, "A", "B")
+    items = history(world[FR], DE)
+    last = len(items)
+    items[last - 1] = _erased(items[last - 1], last - 1, last)
+    before = held_by_sender(world)
+    waiting = ForgedFeed(world[FR], DE, items)
+    assert sync.sync(world[DE], FR, waiting).counts == {Outcome.ADMITTED: 1, Outcome.ERASED: 1}
+    assert waiting.receipts[-1] == b""
+    assert held_by_sender(world) == before
+    reopen(world, DE)  # it is remembered
+    with_eraser = ForgedFeed(world[FR], DE, [*items, entry(ORIGIN, last, Withdrawal((last - 1,), "r"))])
+    assert sync.sync(world[DE], FR, with_eraser).counts == {Outcome.CONTROL: 1}
+    assert with_eraser.receipts[0] == b""
+    assert with_eraser.receipts[-1] != b""
+
+
+def _erased(item: bytes | ErasedItem, seq: int, by: int) -> ErasedItem:
+    assert isinstance(item, bytes)
+    return ErasedItem(seq, feed.merkle.leaf_hash(item), by)
+
+
+# Crashes (I9)
+
+
+@pytest.mark.invariant("I9")
+def test_a_reply_lost_after_it_was_applied_costs_nothing(world: World) -> None:
+    release(world, "A", "B")
+    for lost in range(1, 4):
+        link = LyingLink(world.link(DE, FR), lost=lost)
+        with pytest.raises(UnreachableError):
+            sync.sync(world[DE], FR, link)
+        assert arrived(world) == []
+    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 2}
+    link = LyingLink(world.link(DE, FR))
+    link.rewrite = lambda page: page
+    assert sync.sync(world[DE], FR, link).counts == {}
+    assert same_root(world)
+
+
+@pytest.mark.invariant("I9")
+def test_a_crash_between_commit_and_receipt_loses_and_repeats_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = held_by_sender(world)
+    release(world, "A", "B")
+    real, calls = sync._receipt, []
+
+    def crash_after_commit(*arguments: Any) -> bytes:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(sync, "_receipt", crash_after_commit)
+        world.sync(DE, FR)
+    reopen(world, DE)
+    assert arrived(world) == ["A", "B"]
+    assert held_by_sender(world) == before
+    assert [row.receipt for row in releases.ledger_rows(world[FR])] == [False, False]
+    assert world.sync(DE, FR).counts == {}
+    assert [row.receipt for row in releases.ledger_rows(world[FR])] == [True, True]
+    assert arrived(world) == ["A", "B"]
+
+
+@pytest.mark.invariant("I9")
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_a_crash_inside_the_commit_leaves_nothing_half_done(
+    world: World, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    world.sync(DE, FR)
+    release(world, "A", "B", "C")
+    before = snapshot(world)
+    real, stored = sync._store, []
+
+    def crash(*arguments: Any) -> None:
+        if len(stored) == after:
+            raise KeyboardInterrupt
+        real(*arguments)
+        stored.append(1)
+        if len(stored) == after == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(sync, "_store", crash)
+        world.sync(DE, FR)
+    reopen(world, DE)
+    assert snapshot(world) == before
+    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 3}
+    assert arrived(world) == ["A", "B", "C"]
+
+
+@pytest.mark.invariant("I9")
+def test_two_syncs_at_once_do_not_both_win(world: World) -> None:
+    release(world, "A", "B")
+    link = LyingLink(world.link(DE, FR))
+
+    def meanwhile(page: PageBytes) -> PageBytes:
+        world.sync(DE, FR)
+        return page
+
+    link.rewrite = meanwhile
+    with pytest.raises(ConflictError):
+        sync.sync(world[DE], FR, link)
+    assert arrived(world) == ["A", "B"]
+    assert len(rows(world)) == len(history(world[FR], DE))
+    assert same_root(world)
+
+
+@pytest.mark.invariant("I9")
+def test_a_freeze_while_a_page_is_under_way_is_respected(world: World) -> None:
+    release(world, "A")
+    forged = _fork(world)
+    link = LyingLink(world.link(DE, FR))
+
+    def meanwhile(page: PageBytes) -> PageBytes:
+        with pytest.raises(ForkError):
+            sync.sync(world[DE], FR, forged)
+        return page
+
+    link.rewrite = meanwhile
+    with pytest.raises(ConflictError):
+        sync.sync(world[DE], FR, link)
+    assert arrived(world) == []
+
+
+@pytest.mark.invariant("I9")
+def test_small_pages_come_in_order(world: World) -> None:
+    release(world, "A", "B", "C")
+    link = world.link(DE, FR)
+    link.page = 1
+    report = sync.sync(world[DE], FR, link)
+    assert (report.pages, report.counts) == (4, {Outcome.ADMITTED: 3})
+    assert arrived(world) == ["A", "B", "C"]
+    assert all(receipt for receipt in link.receipts[1:])
+
+
+# One bad entry among good ones (I10), and what may not be kept
+
+
+def deliver(world: World, name: str, change: Callable[[Delivery], Delivery] = lambda body: body) -> None:
+    """FR appends by hand what its own checks would never let out."""
+    fr = world[FR]
+    presentation = issued(fr, import_document(fr, document(name, title=f"CANARY {name}")))
+    body = Delivery(presentation, terms_for(fr, DE, name, agreements.find(fr, AGREEMENT)))
+    append_by_hand(fr, DE, change(body))
+
+
+def _terms(**changed: Any) -> Callable[[Delivery], Delivery]:
+    return lambda body: Delivery(body.presentation, replace(body.terms, **changed))
+
+
+def _resigned(world: World, change: Callable[[dict[str, Any]], object]) -> Callable[[Delivery], Delivery]:
+    def made(body: Delivery) -> Delivery:
+        payload = payload_of(body.presentation.core)
+        change(payload)
+        core = signed_core(world[FR], payload)
+        digest = hashlib.sha256(core).digest()
+        return Delivery(Presentation(core, body.presentation.disclosures), replace(body.terms, core_digest=digest))
+
+    return made
+
+
+BAD: dict[str, tuple[str, Callable[[World], Callable[[Delivery], Delivery]]]] = {
+    "terms for another node": ("BAD_TERMS", lambda _: _terms(recipient=FR)),
+    "terms wider than the handling": ("BAD_TERMS", lambda _: _terms(onward=Onward.PEERS)),
+    "terms for another core": ("BAD_TERMS", lambda _: _terms(core_digest=b"x" * 32)),
+    "handling with a member too many": ("BAD_HANDLING", lambda w: _resigned(w, lambda p: p["handling"].update(also=1))),
+    "an unknown TLP": ("BAD_HANDLING", lambda w: _resigned(w, lambda p: p["handling"].update(tlp="WHITE"))),
+    "an origin that nobody knows": (
+        "UNKNOWN_ORIGIN",
+        lambda w: _resigned(w, lambda p: p.update(iss="cert.ke.example")),
+    ),
+    "another's name": ("UNKNOWN_KEY", lambda w: _resigned(w, lambda p: p.update(iss=DE, jti=f"{DE}/BAD/1"))),
+    "a forged signature": (
+        "BAD_SIGNATURE",
+        lambda _: (
+            lambda b: Delivery(Presentation(b.presentation.core[:-4] + b"AAAA", b.presentation.disclosures), b.terms)
+        ),
+    ),
+    "a core that is none": ("MALFORMED", lambda _: lambda b: Delivery(Presentation(b"core", ()), b.terms)),
+}
+
+
+@pytest.mark.invariant("I6")
+@pytest.mark.invariant("I10")
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_one_bad_entry_is_quarantined_with_its_reason_and_the_others_arrive(world: World, name: str) -> None:
+    code, change = BAD[name]
+    deliver(world, "GOOD-1")
+    deliver(world, "BAD", change(world))
+    deliver(world, "GOOD-2")
+    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 2, Outcome.QUARANTINED: 1}
+    assert arrived(world) == ["GOOD-1", "GOOD-2"]
+    assert [(outcome, found) for _, outcome, found in rows(world)][-2] == ("quarantined", code)
+    with read(world[DE].engine) as tx:
+        assert tx.execute(select(audit.c.detail).where(audit.c.act == "entry.quarantined")).scalars().all() == [code]
+    assert held_by_sender(world) == len(history(world[FR], DE))  # a receipt says durable, not accepted
+
+
+@pytest.mark.invariant("I10")
+def test_bytes_that_are_no_entry_keep_their_place(world: World) -> None:
+    world.sync(DE, FR)
+    release(world, "A")
+    items = [*history(world[FR], DE), b"garbage"]
+    good = history(world[FR], DE)[-1]
+    assert isinstance(good, bytes)
+    assert sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, items)).counts == {
+        Outcome.ADMITTED: 1,
+        Outcome.QUARANTINED: 1,
+    }
+    assert rows(world)[-1][1:] == ("quarantined", "MALFORMED")
+
+
+@pytest.mark.invariant("I2")
+@pytest.mark.invariant("I10")
+def test_what_may_not_be_kept_is_nowhere_in_the_receivers_files(world: World) -> None:
+    deliver(world, "FORBIDDEN", _terms(agreement_digest=b"x" * 32))
+    deliver(world, "ALLOWED")
+    assert world.sync(DE, FR).counts == {Outcome.REFUSED: 1, Outcome.ADMITTED: 1}
+    assert arrived(world) == ["ALLOWED"]
+    de = world[DE]
+    assert files_hold(de, b"CANARY ALLOWED")  # sanity: the search finds what is there
+    assert not files_hold(de, b"CANARY FORBIDDEN")
+    de.engine.dispose()
+    assert not files_hold(de, b"CANARY FORBIDDEN")
+    with read(de.engine) as tx:
+        row = tx.execute(select(in_entries).where(in_entries.c.outcome == "refused")).one()
+    assert (row.data, row.code, len(row.leaf_hash)) == (None, "NOT_ADMITTED", 32)
+    assert held_by_sender(world) == len(history(world[FR], DE))
+
+
+@pytest.mark.invariant("I2")
+@pytest.mark.parametrize("part", ["expired", "another TLP", "less shared"])
+def test_the_receiver_enforces_the_agreement_although_the_sender_does_not(world: World, part: str) -> None:
+    clause = {
+        "expired": None,
+        "another TLP": "\n  - {id: all, tlp: [CLEAR], share: {identification: full, technical: full}}",
+        "less shared": "\n  - {id: all, tlp: [GREEN], share: {identification: generalised}}",
+    }[part]
+    if clause is not None:
+        (old,) = agreements.all_held(world[FR])
+        text = terms_text(world, version=2, previous=f'"{old.agreement.digest.hex()}"', grants=clause)
+        agree(world, text)
+    deliver(world, "X")
+    if clause is None:
+        items = history(world[FR], DE)
+        world.clock.move(days=201)
+        assert sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, items)).counts == {Outcome.REFUSED: 1}
+    else:
+        assert sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, history(world[FR], DE))).counts == {
+            Outcome.REFUSED: 1
+        }
+    assert inbox.items(world[DE], every_state=True) == ()
+
+
+def test_an_agreement_and_what_it_allows_may_come_in_one_page(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    fr, de = world[FR], world[DE]
+    held = agreements.propose(fr, terms_text(world), "a.yaml")
+    world.sync(DE, FR)
+    agreements.countersign(de, held.agreement.digest.hex())
+    world.sync(FR, DE)
+    release(world, "A")
+    assert world.sync(DE, FR).counts[Outcome.ADMITTED] == 1
+    world.close()
+
+
+# Revisions and equivocation
+
+
+def _revision(world: World, revision: int, iat_later: int = 0, name: str = "X") -> None:
+    def change(payload: dict[str, Any]) -> None:
+        payload["jti"] = f"{FR}/{name}/{revision}"
+        payload["iat"] += iat_later
+
+    deliver(world, name, _resigned(world, change))
+    world.sync(DE, FR)
+
+
+def states(world: World) -> list[tuple[int, InboxState]]:
+    return [(i.revision, i.state) for i in sorted(inbox.items(world[DE], every_state=True), key=lambda i: i.seq)]
+
+
+def test_a_later_revision_supersedes_and_an_earlier_one_does_not(world: World) -> None:
+    for revision in (2, 3, 1):
+        _revision(world, revision)
+    assert states(world) == [(2, InboxState.SUPERSEDED), (3, InboxState.CURRENT), (1, InboxState.SUPERSEDED)]
+    assert [i.revision for i in inbox.items(world[DE])] == [3]
+
+
+@pytest.mark.invariant("I12")
+def test_two_cores_under_one_revision_are_both_kept_and_neither_is_current(world: World) -> None:
+    _revision(world, 1)
+    assert states(world) == [(1, InboxState.CURRENT)]
+    _revision(world, 1, iat_later=1)
+    assert states(world) == [(1, InboxState.EQUIVOCATION)] * 2
+    assert inbox.items(world[DE]) == ()
+    with read(world[DE].engine) as tx:
+        kept = tx.execute(
+            select(func.count()).where(in_entries.c.outcome == "admitted", in_entries.c.data.is_not(None))
+        )
+        assert kept.scalar_one() == 2
+        assert tx.execute(select(func.count()).where(audit.c.act == "inbox.equivocation")).scalar_one() == 1
+    _revision(world, 1)  # the first core again: still disputed
+    assert states(world) == [(1, InboxState.EQUIVOCATION)] * 3
+    _revision(world, 2)
+    assert [i.revision for i in inbox.items(world[DE])] == [2]
+
+
+def test_the_same_core_delivered_again_is_one_advisory(world: World) -> None:
+    deliver(world, "X")
+    deliver(world, "X")
+    world.sync(DE, FR)
+    assert states(world) == [(1, InboxState.SUPERSEDED), (1, InboxState.CURRENT)]
+
+
+# Withdrawal and retention at the receiver
+
+
+def test_a_sender_takes_back_its_own_delivery_and_nothing_else(world: World) -> None:
+    deliver(world, "X")
+    deliver(world, "Y")
+    world.sync(DE, FR)
+    seq = next(item.seq for item in inbox.items(world[DE]) if item.name == "X")
+    append_by_hand(world[FR], DE, Withdrawal((seq,), "no-longer-permitted"))
+    assert world.sync(DE, FR).counts == {Outcome.CONTROL: 1}
+    assert [item.name for item in inbox.items(world[DE])] == ["Y"]
+    with pytest.raises(HeldError, match="withdrawn"):
+        inbox.content(world[DE], "X")
+    assert inbox.content(world[DE], "Y").item.name == "Y"
+    assert (seq, "withdrawn", None) in rows(world)
+    assert same_root(world)  # its leaf hash stays
+
+
+@pytest.mark.invariant("I11")
+def test_once_retention_is_over_nothing_shows_the_content(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    agree(world, terms_text(world, retention_days=10))
+    release(world, "A")
+    world.sync(DE, FR)
+    assert inbox.content(world[DE], "A").csaf["document"]["title"] == "Title of A"
+    (item,) = inbox.items(world[DE])
+    assert item.retain_until is not None
+    world.clock.now = item.retain_until
+    assert inbox.items(world[DE]) == ()
+    with pytest.raises(HeldError, match="retention"):
+        inbox.content(world[DE], "A")
+    world.close()
+
+
+@pytest.mark.invariant("I12")
+def test_content_is_read_again_from_what_was_stored(world: World) -> None:
+    deliver(world, "X")
+    world.sync(DE, FR)
+    content = inbox.content(world[DE], "X")
+    stored = history(world[FR], DE)[-1]
+    assert isinstance(stored, bytes)
+    body = entries.read(stored).body
+    assert isinstance(body, Delivery)
+    assert content.terms == body.terms
+    assert content.handling["tlp"] == "GREEN"
+    assert content.core_digest == hashlib.sha256(body.presentation.core).digest()
+    assert content.compact.count("~") == len(body.presentation.disclosures) + 1 == content.disclosures + 1
+    assert (content.item.peer, content.item.origin) == (FR, FR)
+
+
+# Who is not a peer
+
+
+def test_nothing_is_pulled_from_whom_we_do_not_trust(world: World) -> None:
+    release(world, "A")
+    peers.distrust(world[DE], FR)
+    link = LyingLink(world.link(DE, FR))
+    with pytest.raises(NotFoundError, match="distrusted"):
+        sync.sync(world[DE], FR, link)
+    assert link.pulls == 0
+    with pytest.raises(NotFoundError):
+        sync.load_state(world[DE], DE)
+
+
+def test_a_problem_is_noted_with_its_code(world: World) -> None:
+    with pytest.raises(UnreachableError):
+        sync.sync(world[DE], FR, LyingLink(world.link(DE, FR), lost=1))
+    with read(world[DE].engine) as tx:
+        assert tx.execute(select(in_feeds.c.problem).where(in_feeds.c.peer == FR)).scalar_one() == "UNREACHABLE"
