@@ -79,6 +79,8 @@ def countersign(node: Node, reference: str) -> Held:
         held = _find(node, tx, reference)
         if node.id in held.signed_by:
             raise UsageError(f"{held.agreement.id} version {held.agreement.version} is signed by this node already")
+        if node.clock() >= held.agreement.valid_until:
+            raise UsageError(f"{held.agreement.id} ended on {held.agreement.valid_until:%Y-%m-%d}; it cannot be signed")
         document = jws.with_signature(
             jws.parse(held.document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE), _sign(node, held.agreement)
         )

@@ -3,8 +3,6 @@
 Opening a node costs most of a second, so it is done here and only when a command needs it.
 """
 
-import fcntl
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.errors import UsageError
+from node import lock
 
 if TYPE_CHECKING:
     from node.context import Node
@@ -50,34 +49,12 @@ def node() -> "Node":
 
 def wake() -> None:
     """Tells a server that runs on this home that there is news for peers."""
-    from node import serve
-
-    serve.wake(home())
+    lock.wake(home())
 
 
 def serving_address() -> str | None:
-    """Where a server that runs on this home listens; None when there is none.
-
-    Its state file counts only while it holds its lock: a process that was killed leaves both behind.
-    """
-    from node.serve import LOCK_FILE, STATE_FILE
-
-    try:
-        with (home() / LOCK_FILE).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _address_in(home() / STATE_FILE)
-    except FileNotFoundError:
-        pass
-    return None
-
-
-def _address_in(state_file: Path) -> str | None:
-    try:
-        address = json.loads(state_file.read_text(encoding="utf-8")).get("address")
-    except (FileNotFoundError, ValueError):  # it is just starting
-        return None
-    return address if isinstance(address, str) else None
+    """Where a server that runs on this home listens; None when there is none."""
+    return lock.serving_address(home())
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:

@@ -1,9 +1,9 @@
 """Every public advisory we have, through the whole exchange: imported by the command line, killed half-way and resumed,
 released to two peers, synced over gRPC, exported.
 
-Germany has an agreement that shares everything: what the validator holds valid must arrive equal as JSON, all of it. India's
-leaves out `personal` and `exploit`: every export must be valid CSAF, and nothing withheld may be found in anything that
-India stores or logs. The same search over what Germany stores is the positive control.
+Germany has an agreement that shares everything: what the validator holds valid must arrive equal as JSON, all of it.
+India's leaves out `personal` and `exploit`: every export must be valid CSAF, and nothing withheld may be found in
+anything that India stores or logs. The same search over what Germany stores is the positive control.
 """
 
 import json

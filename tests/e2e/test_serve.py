@@ -25,9 +25,10 @@ from federation.keyring import Card
 from federation.model import NodeId
 from node import main, peers
 from node.context import Node
+from node.lock import LOCK_FILE, STATE_FILE, wake
 from node.rpc.client import PeerLink
 from node.scheduler import Polls
-from node.serve import LOCK_FILE, STATE_FILE, serve, wake
+from node.serve import serve
 from tests.e2e.net import POLL_NEVER_S, SECRET, Net, acknowledged, free_port, names_in_inbox, release, until
 from tests.nodes import ADDRESS, DE, FR, agree, history
 

@@ -192,6 +192,7 @@ def card_cases() -> dict[str, Any]:
     changed("a node id in upper case", MALFORMED, card="CERT.FR.EXAMPLE")
     changed("an instant with an offset", MALFORMED, issued_at="2026-11-01T01:00:00+01:00")
     changed("an endpoint without a port", MALFORMED, endpoint="cert.fr.example")
+    changed("an endpoint with a scheme", MALFORMED, endpoint="https://cert.fr.example:443")
     changed("version 0", MALFORMED, version=0)
     roots = payload["roots"]
     changed("a threshold of 0", MALFORMED, roots=roots | {"threshold": 0})
@@ -199,7 +200,7 @@ def card_cases() -> dict[str, Any]:
     changed("a root twice", MALFORMED, roots=roots | {"keys": [roots["keys"][0], *roots["keys"]]})
     changed("a root of small order", MALFORMED, roots=roots | {"keys": [*roots["keys"], b64url(ORDER_TWO)]})
     changed("an online key twice", MALFORMED, keys=[*payload["keys"], payload["keys"][0]])
-    with_key("an online key under the id of another", MALFORMED, kid=payload["keys"][1]["kid"])
+    with_key("an online key under an id that is not its own", MALFORMED, kid="0" * 16)
     with_key("an unknown role", MALFORMED, role="admin")
     with_key("an online key that is never valid", MALFORMED, until=payload["keys"][0]["from"])
     mixed = bindings.crypto_core_ed25519_add(m.public("mixed"), ORDER_EIGHT)
@@ -360,6 +361,10 @@ def core_cases() -> dict[str, Any]:
     widened = strictjson.encode(made.payload(handling=made.own.payload["handling"] | {"tlp": "CLEAR"}))
     add("handling widened after signing", b".".join((head, b64url(widened).encode(), signature)), (), BAD)
     add("padded base64url", head + b"=." + body + b"." + signature, (), MALFORMED)
+    # 64 bytes are 86 characters, of which the last has four bits to spare
+    spare = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    last = spare[spare.index(made.own.core[-1:]) | 1 : (spare.index(made.own.core[-1:]) | 1) + 1]
+    add("left-over bits of the signature that are not zero", made.own.core[:-1] + last, (), MALFORMED)
     add("four parts", made.own.core + b".", (), MALFORMED)
 
     headers: list[tuple[str, Any]] = [

@@ -174,6 +174,9 @@ def _delivery_cases() -> Cases:
         now=m.AGREEMENT.valid_from - timedelta(seconds=1),
     )
     other("a tier that no clause covers", "NOT_ADMITTED", tier=Tier.DUAL_USE)
+    open_to_peers = _delivery(m.make(replace(m.HANDLING, onward=Onward.PEERS)), m.IN)
+    for_germany = replace(open_to_peers, terms=replace(open_to_peers.terms, recipient=m.DE))
+    add("relayed, even where onward sharing with peers is allowed", "NOT_ADMITTED", for_germany, sender=m.IN)
     other("RED for another recipient", "NOT_ADMITTED", tlp=Tlp.RED, recipients=frozenset((m.IN,)))
     other("RED for this recipient", "ok", tlp=Tlp.RED, recipients=frozenset((m.DE,)))
     nothing: Terms = _delivery(made).terms
