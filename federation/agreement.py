@@ -108,8 +108,8 @@ def from_canonical(payload: bytes) -> Agreement:
     data = strictjson.decode_object(payload, max_bytes=MAX_CONTROL_BYTES, what="agreement")
     try:
         agreement = _read(data, "agreement")
-    except UsageError as e:
-        raise MalformedError(str(e)) from e
+    except (UsageError, MalformedError) as e:  # its text would carry what the peer wrote (I17)
+        raise MalformedError("agreement: the signed bytes are no valid terms") from e
     if agreement.canonical != payload:
         raise MalformedError("agreement: the signed bytes are not in canonical form (RFC 8785)")
     return agreement
@@ -279,7 +279,12 @@ def _several(
     """A list of distinct items, sorted by their text."""
     if not isinstance(value, list) or not least <= len(value) <= most:
         raise UsageError(f"{where}: expected a list of {least} to {most} items")
-    items = [read(item) for item in value]
+    items = []
+    for number, item in enumerate(value, start=1):
+        try:
+            items.append(read(item))
+        except MalformedError as e:
+            raise UsageError(f"{where}, item {number}: {e}") from e
     if len(set(items)) != len(items):
         raise UsageError(f"{where}: an item stands twice")
     return tuple(sorted(items, key=str))

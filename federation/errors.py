@@ -11,6 +11,7 @@
     └── RemoteError               bytes or behaviour from outside, each with a `code` that never changes
         ├── MalformedError        MALFORMED          not the format it claims to be
         ├── TooLargeError         TOO_LARGE          over a limit of `federation.limits`
+        │   └── OverQuotaError    OVER_QUOTA         more calls than a peer may make
         ├── SignatureError        BAD_SIGNATURE      a signature or digest does not hold
         ├── KeyringError          UNKNOWN_KEY        no such key in that role, or not valid at that time
         ├── UnknownOriginError    UNKNOWN_ORIGIN     a core whose origin has no enrolled card
@@ -87,6 +88,12 @@ class TooLargeError(RemoteError):
     """Something from outside is over a limit."""
 
     code = "TOO_LARGE"
+
+
+class OverQuotaError(TooLargeError):
+    """More calls, or more at once, than one peer may make."""
+
+    code = "OVER_QUOTA"
 
 
 class SignatureError(RemoteError):

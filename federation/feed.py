@@ -34,14 +34,14 @@ from federation.merkle import RightEdge
 class FeedState:
     """What a receiver holds of one feed.
 
-    `head` is the signed checkpoint at exactly the cursor (empty before the first page), `largest` the largest size
-    that the sender ever signed for us, `pending` the hash-only items whose eraser has not arrived yet.
+    `head` is the signed checkpoint at exactly the cursor, `newest` the largest that the sender ever signed for us (both
+    empty before the first page), `pending` the hash-only items whose eraser has not arrived yet.
     """
 
     origin: str
     edge: RightEdge
     head: bytes
-    largest: int
+    newest: bytes
     pending: tuple[ErasedItem, ...]
 
     @property
@@ -86,7 +86,7 @@ class VerifiedPage:
 
 def empty(origin: str) -> FeedState:
     """The state before the first page."""
-    return FeedState(origin=origin, edge=merkle.EMPTY, head=b"", largest=0, pending=())
+    return FeedState(origin=origin, edge=merkle.EMPTY, head=b"", newest=b"", pending=())
 
 
 def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) -> VerifiedPage:
@@ -96,15 +96,18 @@ def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) 
     (2) no rollback: the newest head is no smaller than the largest seen, the page ends no earlier than the cursor
     (3) each item has the next sequence number, else REORDERED, REPEATED or GAP; an entry that is not well formed keeps
         its place and is handed on as bad (I10)
-    (4) the root, by extending our own right edge, is the signed one
+    (4) the root, by extending our own right edge, is the signed one; no two signed heads have one size and two roots,
+    and
+        the history passes through the newest head that was shown before
     (5) an eraser that arrives names every item that says it was erased by it
     """
     if len(page.items) > MAX_PAGE_ITEMS:  # (1)
         raise TooLargeError(f"page: over {MAX_PAGE_ITEMS} items")
     head = _open(page.checkpoint, state.origin, keys)
     latest = _open(page.latest, state.origin, keys)
-    if latest.size < state.largest:  # (2)
-        raise RollbackError(f"{state.origin}: newest head {latest.size}, but {state.largest} was signed before")
+    newest = _own_copy(state.newest)
+    if latest.size < newest.size:  # (2)
+        raise RollbackError(f"{state.origin}: newest head {latest.size}, but {newest.size} was signed before")
     if head.size < state.cursor:
         raise RollbackError(f"{state.origin}: the page ends at {head.size}, but {state.cursor} entries are held")
     if head.size != state.cursor + len(page.items) or latest.size < head.size:
@@ -113,8 +116,10 @@ def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) 
     edge = state.edge.extend([entry.leaf_hash for entry in read])
     if edge.root() != head.root:  # (4)
         raise BadPageError(f"{state.origin}: the signed root at {head.size} does not follow from the items")
+    _check_heads(state, read, (newest, _own_copy(state.head), head, latest))
     pending = _settle(state, page, read)  # (5)
-    after = replace(state, edge=edge, head=page.checkpoint, largest=max(state.largest, latest.size), pending=pending)
+    newest_note = page.latest if latest.size > newest.size or not state.newest else state.newest
+    after = replace(state, edge=edge, head=page.checkpoint, newest=newest_note, pending=pending)
     return VerifiedPage(read, after, latest)
 
 
@@ -142,17 +147,33 @@ def judge_fork(state: FeedState, answer: bytes, keys: Sequence[VerifierKey], *, 
         raise SuspectedForkError(f"{state.origin}: the root at {head.size} is shared, yet no page follows from it")
 
 
-def check_receipt(note: bytes, origin: str, log_key: VerifierKey, keys: Sequence[VerifierKey]) -> Checkpoint:
+def check_receipt(note: bytes, origin: str, log_keys: Sequence[VerifierKey], keys: Sequence[VerifierKey]) -> Checkpoint:
     """The checkpoint that the receiver cosigned. The caller compares its root with its own at that size.
 
     (1) our own signature on the checkpoint, so that it is a head of this feed; (2) the receiver's cosignature.
     Raises SignatureError, WrongFeedError or MalformedError.
     """
-    if len(note) > MAX_NOTE_BYTES:
-        raise TooLargeError(f"receipt: over {MAX_NOTE_BYTES} bytes")
-    checkpoint = open_checkpoint(note, origin, log_key)  # (1)
+    checkpoint = _open(note, origin, log_keys)  # (1)
     _any_cosignature(note, keys)  # (2)
     return checkpoint
+
+
+def _check_heads(state: FeedState, read: tuple[PageEntry, ...], heads: tuple[Checkpoint, ...]) -> None:
+    """Refuses signed heads that contradict each other, or the history that the page continues."""
+    roots: dict[int, bytes] = {}
+    for head in heads:
+        if roots.setdefault(head.size, head.root) != head.root:
+            raise ForkError(f"{state.origin}: two signed roots at size {head.size}")
+    newest = heads[0]
+    passed = newest.size - state.cursor
+    if 0 < passed <= len(read) and state.edge.extend([e.leaf_hash for e in read[:passed]]).root() != newest.root:
+        raise SuspectedForkError(f"{state.origin}: the pages do not lead through the head shown at {newest.size}")
+
+
+def _own_copy(note: bytes) -> Checkpoint:
+    """A checkpoint that was verified when it was stored; the empty tree before the first."""
+    body = note.partition(b"\n\n")[0] + b"\n"
+    return Checkpoint.parse_body(body) if note else Checkpoint("none", 0, merkle.EMPTY.root())
 
 
 def _open(note: bytes, origin: str, keys: Sequence[VerifierKey]) -> Checkpoint:

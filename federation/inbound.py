@@ -17,11 +17,12 @@ from federation import handling, sdjwt
 from federation.agreement import Agreement
 from federation.elements import elements
 from federation.entries import Delivery
-from federation.errors import HandlingError, MalformedError, NotAdmittedError, TermsError
+from federation.errors import HandlingError, MalformedError, NotAdmittedError
 from federation.keyring import Keyring
 from federation.labels import LabelSet
 from federation.limits import MAX_CLOCK_SKEW_S
 from federation.model import (
+    CORE_VERSION,
     Category,
     Country,
     Element,
@@ -40,7 +41,8 @@ from federation.sdjwt import Verified
 
 _PLAIN: Final = frozenset(("v", "iss", "jti", "iat", "_sd_alg", "handling", "csaf", "labels", "_sd"))
 _REVISION = re.compile(r"[1-9][0-9]{0,8}")
-_LARGEST_IAT = 1 << 40
+_LATEST_IAT = 253_402_300_799  # the last second of the year 9999
+_MAX_NAME = 255  # a tracking id as a file system would take it
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,16 @@ def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
     """
     payload, claims = opened.verified.payload, opened.verified.claims
     members = payload.keys()
-    if members != _PLAIN or payload["v"] != 1 or claims.keys() - _PLAIN - {"ai"}:
+    if (
+        members != _PLAIN
+        or type(payload["v"]) is not int
+        or payload["v"] != CORE_VERSION
+        or claims.keys() - _PLAIN - {"ai"}
+    ):
         raise MalformedError("core: members missing, unknown or of another version")  # (1)
     name, revision = _name_and_revision(payload, opened.origin)  # (2)
     issued_at = payload["iat"]
-    if not isinstance(issued_at, int) or isinstance(issued_at, bool) or not 0 < issued_at < _LARGEST_IAT:
+    if not isinstance(issued_at, int) or isinstance(issued_at, bool) or not 0 < issued_at <= _LATEST_IAT:
         raise MalformedError("core: iat is no instant")
     moment = datetime.fromtimestamp(issued_at, UTC)
     if moment > now + timedelta(seconds=MAX_CLOCK_SKEW_S):  # (3)
@@ -140,20 +147,25 @@ def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
 def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime) -> Admitted:
     """Whether this node may keep an advisory that `sender` delivered.
 
-    (1) the sender is the origin; (2) the terms name an agreement that is in force, and (3) are no wider than it and
-    the signed handling; (4) the storage that handling and terms allow includes this country; (5) the agreement's
-    permits and our own law let us store what arrived. Raises NotAdmittedError or TermsError.
+    (1) the origin's home is what its card says; (2) the sender is the origin; (3) the terms name an agreement that is
+    in force; (4) storage in this country is allowed by handling, agreement and terms, and the retention has not ended;
+    (5) the agreement's permits and our own law let us store what arrived; (6) the terms are no wider than agreement and
+    signed handling. What fails at (2) to (5) may not be stored, so those come before (6), whose bytes are evidence.
+    Raises NotAdmittedError, HandlingError or TermsError.
     """
-    if advisory.origin != sender:  # (1)
+    if advisory.handling.home != receiver.keyring.card(advisory.origin).jurisdiction:  # (1)
+        raise HandlingError("handling: home is not the jurisdiction on the origin's card")
+    if advisory.origin != sender:  # (2)
         raise NotAdmittedError(f"{sender} delivers an advisory of {advisory.origin}: relaying is not agreed")
     agreement = receiver.agreements.get(advisory.terms.agreement_digest)
-    if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):  # (2)
+    if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):  # (3)
         raise NotAdmittedError("the terms name no agreement that is in force between us")
-    handling.check_terms(advisory.terms, advisory.handling, agreement, advisory.core_digest, receiver.me, now)  # (3)
-    if advisory.terms.storage is not None and receiver.country not in advisory.terms.storage:  # (4)
-        raise TermsError("terms: storage in this country is not allowed")
-    if advisory.terms.retain_until is not None and advisory.terms.retain_until <= now:
-        raise TermsError("terms: the retention has ended already")
+    for places in (advisory.handling.storage, agreement.storage, advisory.terms.storage):  # (4)
+        if places is not None and receiver.country not in places:
+            raise NotAdmittedError("storage in this country is not allowed", ("handling/storage",))
+    for end in (advisory.handling.retain_until, advisory.terms.retain_until):
+        if end is not None and end <= now:
+            raise NotAdmittedError("the retention has ended", ("handling/expired",))
     rules = may_store(  # (5)
         _categories_by_form(advisory.elements),
         advisory.handling,
@@ -165,6 +177,7 @@ def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime)
         receiver.book,
         now,
     )
+    handling.check_terms(advisory.terms, advisory.handling, agreement, advisory.core_digest, receiver.me, now)  # (6)
     return Admitted(advisory, rules)
 
 
@@ -173,7 +186,7 @@ def _categories_by_form(arrived: Sequence[Element]) -> dict[Form, frozenset[Cate
     found: dict[Form, frozenset[Category]] = {}
     for element in arrived:
         if not element.categories:
-            raise NotAdmittedError(f"{element.path} has no label, so nothing permits keeping it")
+            raise NotAdmittedError("a part of it has no label, so nothing permits keeping it")
         form = Form.FULL if element.full is not None else Form.GENERALISED
         found[form] = found.get(form, frozenset()) | element.categories
     return found
@@ -186,7 +199,7 @@ def _name_and_revision(payload: JsonObject, origin: NodeId) -> tuple[str, int]:
     tracking = document.get("tracking") if isinstance(document, dict) else None
     name = tracking.get("id") if isinstance(tracking, dict) else None
     jti = payload["jti"]
-    if not isinstance(name, str) or not name or not isinstance(jti, str):
+    if not isinstance(name, str) or not 1 <= len(name) <= _MAX_NAME or not isinstance(jti, str):
         raise MalformedError("core: no tracking id, or no jti")
     revision = jti.rpartition("/")[2]
     if not _REVISION.fullmatch(revision) or jti != f"{origin}/{name}/{revision}":

@@ -182,8 +182,9 @@ def _read(data: JsonObject) -> Card:
     if not isinstance(protocols, list) or not 1 <= len(protocols) <= _MAX_KEYS:
         raise MalformedError("card: protocols: expected a list of version numbers")
     online = tuple(_read_key(key) for key in keys)
-    if len({key.kid for key in online}) != len(online):
-        raise MalformedError("card: an online key stands twice")
+    root_set = _read_roots(roots["threshold"], roots["keys"])
+    if len({*root_set.keys, *(key.public for key in online)}) != len(root_set.keys) + len(online):
+        raise MalformedError("card: a key stands twice; each has one role")
     return Card(
         node=node_id(data["card"]),
         version=_integer(data["version"], _MAX_VERSION),
@@ -191,7 +192,7 @@ def _read(data: JsonObject) -> Card:
         jurisdiction=country(data["jurisdiction"]),
         protocols=tuple(_integer(version, _MAX_VERSION) for version in protocols),
         endpoint=_endpoint(data["endpoint"]),
-        roots=_read_roots(roots["threshold"], roots["keys"]),
+        roots=root_set,
         keys=online,
     )
 

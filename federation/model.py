@@ -11,9 +11,11 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NewType
+from typing import Any, Final, NewType
 
 from federation.errors import MalformedError
+
+CORE_VERSION: Final = 1
 
 NodeId = NewType("NodeId", str)
 Country = NewType("Country", str)
@@ -21,7 +23,7 @@ JsonObject = dict[str, Any]
 
 _NODE_ID = re.compile(r"(?=.{4,253}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)+")
 _COUNTRY = re.compile(r"[A-Z]{2}")
-_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
 class Category(StrEnum):
@@ -104,30 +106,30 @@ class Role(StrEnum):
 def node_id(text: object) -> NodeId:
     """`text` as a node id: a lower-case DNS name of at least two labels. Raises MalformedError."""
     if not isinstance(text, str) or not _NODE_ID.fullmatch(text):
-        raise MalformedError(f"not a node id (a lower-case DNS name such as cert.fr.example): {text!r}")
+        raise MalformedError("not a node id, a lower-case DNS name such as cert.fr.example")
     return NodeId(text)
 
 
 def country(text: object) -> Country:
     """`text` as an ISO 3166-1 alpha-2 code (form only; `config` checks that it exists). Raises MalformedError."""
     if not isinstance(text, str) or not _COUNTRY.fullmatch(text):
-        raise MalformedError(f"not an ISO 3166-1 alpha-2 country code: {text!r}")
+        raise MalformedError("not an ISO 3166-1 alpha-2 country code, such as FR")
     return Country(text)
 
 
 def instant(text: object) -> datetime:
     """`text` as an aware UTC instant, written `2026-11-21T09:30:00Z` and in no other way. Raises MalformedError."""
     if not isinstance(text, str) or not _INSTANT.fullmatch(text):
-        raise MalformedError(f"not a UTC instant of the form 2026-11-21T09:30:00Z: {text!r}")
+        raise MalformedError("not a UTC instant of the form 2026-11-21T09:30:00Z")
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     except ValueError as e:
-        raise MalformedError(f"not a date that exists: {text!r}") from e
+        raise MalformedError("not a date that exists") from e
 
 
 def instant_text(moment: datetime) -> str:
     """The one way in which an instant is written; the inverse of `instant`. `moment` must be aware."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).replace(microsecond=0, tzinfo=None).isoformat() + "Z"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from federation import csaf, handling, sdjwt
 from federation.elements import elements, selection
@@ -21,6 +21,7 @@ from federation.labels import LabelSet
 from federation.limits import MAX_ENTRY_BYTES
 from federation.marking import issue_claims
 from federation.model import (
+    CORE_VERSION,
     Category,
     Decision,
     Element,
@@ -32,10 +33,10 @@ from federation.model import (
     Presentation,
     Rule,
 )
+from federation.policy.decide import with_products
 from federation.policy.guard import Withheld, demote, search
 from federation.sdjwt import Node, Processed, Salts
 
-CORE_VERSION: Final = 1
 _ENVELOPE_BYTES = 8 << 10  # terms, nonce, origin line and protobuf framing, generously
 _CATEGORY_PATH = "/csaf/document/category"
 _VALID_CSAF = Rule("valid-csaf", "CSAF 2.0, section 6.1", "Without its neighbours this part would not be valid CSAF.")
@@ -224,13 +225,11 @@ def _signed_path(path: str, nodes: tuple[Node, ...]) -> str:
 
 
 def _with(decision: Decision, forms: Mapping[str, Form]) -> Decision:
-    return replace(
-        decision,
-        elements=tuple(
-            ElementDecision(e.element, forms[e.element.path], (*e.rules, _VALID_CSAF)) if e.element.path in forms else e
-            for e in decision.elements
-        ),
+    changed = (
+        ElementDecision(e.element, forms[e.element.path], (*e.rules, _VALID_CSAF)) if e.element.path in forms else e
+        for e in decision.elements
     )
+    return replace(decision, elements=with_products(changed))
 
 
 def open_in_full(advisory: OwnAdvisory) -> JsonObject:

@@ -16,9 +16,12 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader without timestamps and aliases, refusing duplicate keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.get_mark()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(None, None, "aliases are not allowed: write the value out", mark)
+        if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(None, None, "a tag is not allowed: write plain data", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -49,6 +52,8 @@ def load(text: str, where: str) -> Any:
         raise UsageError(f"{where}{line}: {e.problem}") from e
     except (yaml.YAMLError, RecursionError) as e:
         raise UsageError(f"{where}: not readable as YAML") from e
+    except ValueError as e:
+        raise UsageError(f"{where}: a number that cannot be read; write text in quotes") from e
 
 
 def mapping(value: object, where: str, *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -219,15 +219,19 @@ def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | Non
 
 
 def _with_tlp(given: JsonObject, document: JsonObject, tlp: Tlp | None, what: str) -> JsonObject:
-    """The handling that a file brings; its TLP from `tlp`, else from the handling, else from the document's label."""
-    if tlp is None and "tlp" in given:
+    """The handling that a file brings, with its TLP: from the handling, else from `tlp`, else from the document's
+    label.
+
+    Raises UsageError when there is none, or when `tlp` contradicts what the file brings.
+    """
+    label_text = csaf.tlp_label(document)
+    if tlp is not None and (given.get("tlp", tlp) != tlp or label_text not in (None, csaf.expected_label(tlp))):
+        raise UsageError(f"{what}: it says itself which TLP it has, and not {tlp}; --tlp is for documents that do not")
+    if "tlp" in given:
         return given
-    if tlp is None:
-        label_text = csaf.tlp_label(document)
-        if label_text is None:
-            raise UsageError(f"{what}: it carries no TLP label; say which with --tlp, such as --tlp AMBER")
-        tlp = csaf.tlp_from_label(label_text)
-    return {**given, "tlp": tlp.value}
+    if tlp is None and label_text is None:
+        raise UsageError(f"{what}: it carries no TLP label; say which with --tlp, such as --tlp AMBER")
+    return {**given, "tlp": (tlp or csaf.tlp_from_label(label_text or "")).value}
 
 
 def complete_handling(node: Node, given: object, where: str) -> Handling:

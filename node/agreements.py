@@ -7,14 +7,15 @@ merged with what is held, after every signature was verified.
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from federation import agreement as terms
 from federation import jws
 from federation.agreement import Agreement
 from federation.entries import AgreementOffer
-from federation.errors import HeldError, NotFoundError, UsageError
+from federation.errors import HeldError, NotAdmittedError, NotFoundError, UsageError
 from federation.limits import MAX_CONTROL_BYTES
 from federation.model import NodeId, Role, node_id
 from federation.policy.decide import may_notify
@@ -24,6 +25,8 @@ from node.feeds import append
 from node.peers import keyring
 from node.store.database import read, record, write
 from node.store.tables import agreements
+
+_SHORT_DIGEST: Final = 8  # hexadecimal digits that name an agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +79,12 @@ def countersign(node: Node, reference: str) -> Held:
     Raises NotFoundError, UsageError.
     """
     with write(node.engine) as tx:
-        held = _find(node, tx, reference)
+        held = _find(tx, reference)
         if node.id in held.signed_by:
             raise UsageError(f"{held.agreement.id} version {held.agreement.version} is signed by this node already")
         if node.clock() >= held.agreement.valid_until:
             raise UsageError(f"{held.agreement.id} ended on {held.agreement.valid_until:%Y-%m-%d}; it cannot be signed")
-        document = jws.with_signature(
-            jws.parse(held.document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE), _sign(node, held.agreement)
-        )
+        document = jws.with_signature(_parsed(held.document), _sign(node, held.agreement))
         return _store_and_offer(node, tx, jws.serialise(document), act="agreement.countersign")
 
 
@@ -104,16 +105,17 @@ def receive_file(node: Node, document: bytes) -> Held:
 def all_held(node: Node) -> tuple[Held, ...]:
     """Every agreement, the newest version of each first."""
     with read(node.engine) as tx:
-        rows = tx.execute(
-            select(agreements.c.document).order_by(agreements.c.name, agreements.c.version.desc())
-        ).scalars()
-        return tuple(_open(node, tx, document) for document in rows.all())
+        rows = tx.execute(select(agreements).order_by(agreements.c.name, agreements.c.version.desc())).all()
+    return tuple(_held(row) for row in rows)
 
 
 def find(node: Node, reference: str) -> Held:
-    """The agreement of that id (its newest version) or digest. Raises NotFoundError."""
+    """The agreement of that id (its newest version) or digest.
+
+    Raises NotFoundError, UsageError when it is ambiguous.
+    """
     with read(node.engine) as tx:
-        return _find(node, tx, reference)
+        return _find(tx, reference)
 
 
 def in_force(tx: Connection, now: datetime) -> dict[bytes, Agreement]:
@@ -123,27 +125,38 @@ def in_force(tx: Connection, now: datetime) -> dict[bytes, Agreement]:
     """
     newest: dict[str, Agreement] = {}
     rows = tx.execute(
-        select(agreements.c.document).where(agreements.c.complete == 1).order_by(agreements.c.version)
+        select(agreements.c.document)
+        .where(agreements.c.complete == 1)
+        .order_by(agreements.c.version, agreements.c.digest)
     ).scalars()
     for document in rows.all():
-        payload = jws.parse(document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE).payload
-        agreement = terms.from_canonical(payload)
+        agreement = terms.from_canonical(_parsed(document).payload)
         if agreement.in_dates(now):
             newest[agreement.id] = agreement
     return {agreement.digest: agreement for agreement in newest.values()}
 
 
 def _store_and_offer(node: Node, tx: Connection, received: bytes, *, act: str) -> Held:
-    new = _open(node, tx, received)
+    new = _verified(node, tx, received)
     agreement = new.agreement
-    row = tx.execute(select(agreements).where(agreements.c.digest == agreement.digest)).one_or_none()
+    if node.id not in agreement.parties:
+        raise NotAdmittedError(f"agreement {agreement.id}: this node is no party to it")
+    known = tx.execute(select(agreements).where(agreements.c.name == agreement.id)).all()
+    if agreement.previous is not None and all(row.digest != agreement.previous for row in known):
+        raise NotAdmittedError(f"agreement {agreement.id}: the version before is not held here")
+    row = next((row for row in known if row.digest == agreement.digest), None)
     if row is not None:
-        old = _open(node, tx, row.document)
+        old = _held(row)
         if new.signed_by <= old.signed_by:
             return old
-        new = _union(node, tx, old, new)
+        new = _union(old, new)
     now = node.clock()
-    values = {"document": new.document, "complete": int(not new.missing), "updated_at": now}
+    values = {
+        "document": new.document,
+        "signed_by": sorted(new.signed_by),
+        "complete": int(not new.missing),
+        "updated_at": now,
+    }
     if row is None:
         names = {"digest": agreement.digest, "name": agreement.id, "version": agreement.version}
         tx.execute(insert(agreements).values(**names, **values))
@@ -169,16 +182,17 @@ def _offer(node: Node, tx: Connection, held: Held) -> None:
         append(node, tx, party, AgreementOffer(held.document))
 
 
-def _union(node: Node, tx: Connection, old: Held, new: Held) -> Held:
-    document = jws.parse(old.document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE)
-    have = {signature.kid for signature in document.signatures}
-    for signature in jws.parse(new.document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE).signatures:
-        if signature.kid not in have and node_id(signature.kid.partition("/")[0]) not in old.signed_by:
+def _union(old: Held, new: Held) -> Held:
+    """Both documents' signatures, all of which were verified; of a party that signed twice, the first."""
+    document = _parsed(old.document)
+    for signature in _parsed(new.document).signatures:
+        if node_id(signature.kid.partition("/")[0]) not in old.signed_by:
             document = jws.with_signature(document, signature)
-    return _open(node, tx, jws.serialise(document))
+    return Held(old.agreement, old.signed_by | new.signed_by, jws.serialise(document))
 
 
-def _open(node: Node, tx: Connection, document: bytes) -> Held:
+def _verified(node: Node, tx: Connection, document: bytes) -> Held:
+    """A document from outside, every signature verified under a key that is valid now. Raises RemoteError."""
     ring, now = keyring(node, tx), node.clock()
     agreement, signed_by, _ = terms.open_signed(
         document, lambda party, kid: ring.key(party, Role.ISSUE, kid.partition("/")[2], now)
@@ -186,12 +200,26 @@ def _open(node: Node, tx: Connection, document: bytes) -> Held:
     return Held(agreement, signed_by, document)
 
 
-def _find(node: Node, tx: Connection, reference: str) -> Held:
-    rows = tx.execute(select(agreements).order_by(agreements.c.version.desc())).all()
-    for row in rows:
-        if row.name == reference or (len(reference) >= 8 and row.digest.hex().startswith(reference)):
-            return _open(node, tx, row.document)
-    raise NotFoundError(f"no agreement is called {reference}; see: apostille agreement list")
+def _held(row: Row[Any]) -> Held:
+    """A document of the store. Its signatures were verified when it came; the keys may have ended since."""
+    agreement = terms.from_canonical(_parsed(row.document).payload)
+    return Held(agreement, frozenset(NodeId(party) for party in row.signed_by), row.document)
+
+
+def _parsed(document: bytes) -> jws.SignedDocument:
+    return jws.parse(document, max_bytes=MAX_CONTROL_BYTES, typ=terms.JWS_TYPE)
+
+
+def _find(tx: Connection, reference: str) -> Held:
+    rows = tx.execute(select(agreements).order_by(agreements.c.version.desc(), agreements.c.digest)).all()
+    by_digest = [row for row in rows if len(reference) >= _SHORT_DIGEST and row.digest.hex().startswith(reference)]
+    found = by_digest or [row for row in rows if row.name == reference]
+    if not found:
+        raise NotFoundError(f"no agreement is called {reference}; see: apostille agreement list")
+    if len(found) > 1 and found[0].version == found[1].version:
+        digests = " or ".join(row.digest.hex()[:16] for row in found if row.version == found[0].version)
+        raise UsageError(f"{reference} names several proposals with other terms; say which by its digest: {digests}")
+    return _held(found[0])
 
 
 def _sign(node: Node, agreement: Agreement) -> jws.Signature:

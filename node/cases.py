@@ -70,7 +70,7 @@ def open_case(node: Node, text: str, where: str) -> Case:
     if not isinstance(name, str) or not 1 <= len(name) <= _MAX_NAME or not name.isascii() or not name.isprintable():
         raise UsageError(f"{where}: case: expected a name of 1 to {_MAX_NAME} plain characters, such as FR-2026-017")
     if reporter is not None:
-        mapping(reporter, f"{where}: reporter", required=("name",), optional=("email", "credit"))
+        _check_reporter(reporter, where)
     _check_text(data, where)
     advisories.complete_handling(node, data["handling"], where)
     now = node.clock()
@@ -197,14 +197,23 @@ def _product_tree(products: list[JsonObject]) -> list[JsonObject]:
     ]
 
 
-def _score(vector: str, ids: list[str], name: str) -> JsonObject:
+def _score(vector: object, ids: list[str], where: str) -> JsonObject:
     from cvss import CVSS3, CVSS3Error  # only drafts need it
 
     try:
-        score = CVSS3(vector)
+        score = CVSS3(str(vector))
     except CVSS3Error as e:
-        raise UsageError(f"{name}: severity: cvss_v3: not a CVSS 3.0 or 3.1 vector") from e
+        raise UsageError(f"{where}: severity: cvss_v3: not a CVSS 3.0 or 3.1 vector") from e
     return {"cvss_v3": dict(score.as_json(sort=True, minimal=True)), "products": ids}
+
+
+def _check_reporter(reporter: object, where: str) -> None:
+    members = mapping(reporter, f"{where}: reporter", required=("name",), optional=("email", "credit"))
+    for name in ("name", "email"):
+        if name in members and (not isinstance(members[name], str) or not members[name].strip()):
+            raise UsageError(f"{where}: reporter: {name}: expected text")
+    if not isinstance(members.get("credit", False), bool):
+        raise UsageError(f"{where}: reporter: credit: expected true or false")
 
 
 def _check_text(data: JsonObject, where: str) -> None:
@@ -218,9 +227,13 @@ def _check_text(data: JsonObject, where: str) -> None:
     if not isinstance(products, list):
         raise UsageError(f"{where}: products: expected a list")
     for number, product in enumerate(products, start=1):
-        mapping(product, f"{where}: product {number}", required=("vendor", "product", "version"))
+        members = mapping(product, f"{where}: product {number}", required=("vendor", "product", "version"))
+        for name, value in members.items():
+            if not isinstance(value, str) or not value.strip():
+                raise UsageError(f'{where}: product {number}: {name}: expected text; write a number in quotes: "1.10"')
     if "severity" in data:
-        mapping(data["severity"], f"{where}: severity", required=("cvss_v3",))
+        severity = mapping(data["severity"], f"{where}: severity", required=("cvss_v3",))
+        _score(severity["cvss_v3"], [], where)
     if len(json.dumps(data)) > MAX_DOCUMENT_BYTES:
         raise UsageError(f"{where}: over {MAX_DOCUMENT_BYTES} bytes")
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from federation import checkpoint as notes
 from federation import entries, merkle
-from federation.checkpoint import Checkpoint, VerifierKey
+from federation.checkpoint import Checkpoint
 from federation.entries import Body, Delivery, Envelope, ErasedItem, Withdrawal
 from federation.errors import MalformedError, NotFoundError, SignatureError
 from federation.feed import check_receipt
@@ -132,8 +132,8 @@ def accept_receipt(node: Node, peer: Card, receipt: bytes) -> None:
     now = node.clock()
     with write(node.engine) as tx:
         feed = out_feed(tx, peer.node)
-        log_key = VerifierKey(feed.origin, node.keys.signer(Role.FEED, node.card, now).public)
-        seen = check_receipt(receipt, feed.origin, log_key, peer.note_keys(Role.RECEIPT, peer.node, now))  # (1)
+        ours = node.card.note_keys(Role.FEED, feed.origin, now)
+        seen = check_receipt(receipt, feed.origin, ours, peer.note_keys(Role.RECEIPT, peer.node, now))  # (1)
         if seen.size > feed.size or seen.root != _root_at(tx, feed, seen.size):  # (2)
             raise SignatureError(f"receipt of {peer.node}: its root is not that of our feed at {seen.size}")
         if seen.size > feed.receipt_size:  # (3)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, insert, or_, select, update
 
 from federation import entries, sdjwt
 from federation.entries import Delivery
-from federation.errors import HeldError, NotFoundError
+from federation.errors import HeldError, NotFoundError, UsageError
 from federation.inbound import Advisory
 from federation.model import JsonObject, NodeId, Terms, Tlp
 from node.context import Node
@@ -20,7 +20,7 @@ from node.store.database import read
 from node.store.tables import in_entries, inbox
 
 _UNTITLED = "(no title disclosed)"
-_ANY_STATE = ("current", "superseded", "equivocation")
+_TAKEN_BACK = "(withdrawn by its sender)"
 
 
 class InboxState(StrEnum):
@@ -70,12 +70,14 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: dateti
     one held is superseded; a new delivery of the same core supersedes the earlier one.
     """
     same_name = (inbox.c.origin == advisory.origin) & (inbox.c.name == advisory.name)
-    held = tx.execute(select(inbox).where(same_name, inbox.c.state.in_(_ANY_STATE))).all()
+    seen = tx.execute(select(inbox).where(same_name)).all()  # withdrawn ones too: they were signed all the same
+    not_withdrawn = inbox.c.state != InboxState.WITHDRAWN
     state = InboxState.CURRENT
-    if any(row.revision == advisory.revision and row.core_digest != advisory.core_digest for row in held):
+    if any(row.revision == advisory.revision and row.core_digest != advisory.core_digest for row in seen):
         state = InboxState.EQUIVOCATION
-        tx.execute(update(inbox).where(same_name, inbox.c.revision == advisory.revision).values(state=state))
-    elif any(row.revision > advisory.revision for row in held):
+        same_revision = inbox.c.revision == advisory.revision
+        tx.execute(update(inbox).where(same_name, same_revision, not_withdrawn).values(state=state))
+    elif any(row.revision > advisory.revision and row.state != InboxState.WITHDRAWN for row in seen):
         state = InboxState.SUPERSEDED
     else:
         older = inbox.c.state == InboxState.CURRENT
@@ -88,7 +90,7 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: dateti
             name=advisory.name,
             revision=advisory.revision,
             core_digest=advisory.core_digest,
-            title=advisory.csaf.get("document", {}).get("title", _UNTITLED),
+            title=_title(advisory),
             tlp=advisory.handling.tlp,
             retain_until=advisory.terms.retain_until,
             state=state,
@@ -98,6 +100,11 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: dateti
     return state
 
 
+def _title(advisory: Advisory) -> str:
+    title = advisory.csaf["document"].get("title")
+    return title if isinstance(title, str) else _UNTITLED
+
+
 def withdraw(tx: Connection, peer: NodeId, seqs: tuple[int, ...]) -> None:
     """A sender took back its own deliveries: their bytes go, their leaf hashes stay."""
     tx.execute(
@@ -105,7 +112,11 @@ def withdraw(tx: Connection, peer: NodeId, seqs: tuple[int, ...]) -> None:
         .where(in_entries.c.peer == peer, in_entries.c.seq.in_(seqs))
         .values(data=None, outcome="withdrawn")
     )
-    tx.execute(update(inbox).where(inbox.c.peer == peer, inbox.c.seq.in_(seqs)).values(state=InboxState.WITHDRAWN))
+    tx.execute(
+        update(inbox)
+        .where(inbox.c.peer == peer, inbox.c.seq.in_(seqs))
+        .values(state=InboxState.WITHDRAWN, title=_TAKEN_BACK)
+    )
 
 
 def items(node: Node, *, every_state: bool = False) -> tuple[Item, ...]:
@@ -135,11 +146,15 @@ def items(node: Node, *, every_state: bool = False) -> tuple[Item, ...]:
 
 
 def content(node: Node, reference: str) -> Content:
-    """A received advisory by its number or its tracking id.
+    """A received advisory by its number, its tracking id, or ORIGIN/TRACKING-ID.
 
-    Raises NotFoundError; HeldError once its retention has ended.
+    Raises NotFoundError, UsageError when two origins use the name, HeldError once its retention has ended.
     """
-    found = [item for item in items(node, every_state=True) if reference in (str(item.id), item.name)]
+    everything = items(node, every_state=True)
+    found = [item for item in everything if reference in (str(item.id), item.name, f"{item.origin}/{item.name}")]
+    if len({item.origin for item in found}) > 1:
+        origins = " or ".join(sorted({f"{item.origin}/{item.name}" for item in found}))
+        raise UsageError(f"several origins call an advisory {reference}; say which: {origins}")
     found.sort(key=lambda item: item.state is not InboxState.CURRENT)
     if not found:
         raise NotFoundError(f"the inbox has no {reference}; see: apostille inbox list")

@@ -55,8 +55,8 @@ def init_home(
     """Makes a home: keys, card, settings, database. Raises UsageError; then nothing is left behind."""
     if not 1 <= threshold <= roots <= MAX_ROOT_KEYS:
         raise UsageError(f"roots: 1 to {MAX_ROOT_KEYS} keys, and a threshold of 1 to that many")
-    if home.exists() and any(home.iterdir()):
-        raise UsageError(f"{home} is not empty; name a new folder with --home")
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        raise UsageError(f"{home} is no empty folder; name a new one with --home")
     existed = home.exists()
     chosen = Settings(node, jurisdiction, listen, advertise, DEFAULT_POLL_INTERVAL_S, packs)
     book_of(chosen)  # a law pack that does not exist is found before anything is made
@@ -73,6 +73,7 @@ def init_home(
 def _fill_home(home: Path, chosen: Settings, roots: int, threshold: int) -> Card:
     for folder in (home, home / "keys", home / "roots"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # it may have been there
     passphrase = os.environ.get(PASSPHRASE_VARIABLE, "").encode()
     if not passphrase:
         passphrase = secrets.token_urlsafe(_PASSPHRASE_BYTES).encode()
@@ -92,8 +93,10 @@ def _fill_home(home: Path, chosen: Settings, roots: int, threshold: int) -> Card
     )
     (home / CARD_FILE).write_bytes(sign_card(card, keys.Keys(home, passphrase)))
     (home / settings.FILE_NAME).write_text(settings.write(chosen), encoding="utf-8")
-    database.create(database.open_engine(home / DATABASE_FILE), chosen.node)
-    (home / DATABASE_FILE).chmod(0o600)
+    keys.write_private(home / DATABASE_FILE, b"")  # SQLite gives its other files the mode of this one
+    engine = database.open_engine(home / DATABASE_FILE)
+    database.create(engine, chosen.node)
+    engine.dispose()
     return card
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from federation.checkpoint import origin_line
 from federation.errors import ConflictError, NotFoundError, UsageError
-from federation.keyring import Card, Keyring, RootSet, open_card
+from federation.keyring import PROTOCOL_VERSION, Card, Keyring, RootSet, open_card
 from federation.merkle import EMPTY
 from federation.model import NodeId, Role
 from node.certificates import check_certificate
@@ -48,6 +48,11 @@ def enrol(node: Node, data: bytes) -> Card:
     card = open_card(data)
     if card.node == node.id:
         raise UsageError("this is the card of this node itself")
+    if PROTOCOL_VERSION not in card.protocols:
+        spoken = ", ".join(map(str, card.protocols))
+        raise UsageError(
+            f"{card.node} speaks protocol version {spoken}, this node {PROTOCOL_VERSION}; one must be upgraded"
+        )
     for key in card.keys:
         if key.role is Role.TLS:
             check_certificate(key.public, card.node)
@@ -112,7 +117,7 @@ def _make_feeds(tx: Connection, me: NodeId, peer: NodeId) -> None:
     )
     tx.execute(
         insert(in_feeds).values(
-            peer=peer, origin=origin_line(peer, me, EPOCH), size=0, edge=edge, head=b"", largest=0, pending=[]
+            peer=peer, origin=origin_line(peer, me, EPOCH), size=0, edge=edge, head=b"", newest=b"", pending=[]
         )
     )
 

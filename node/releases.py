@@ -26,7 +26,7 @@ from node.advisories import Summary
 from node.agreements import in_force
 from node.context import Node
 from node.peers import all_peers, trusted_card
-from node.store.database import read, record, write
+from node.store.database import read, record, scrub, write
 from node.store.tables import advisories as advisory_table
 from node.store.tables import ledger, out_entries, out_feeds
 
@@ -103,6 +103,7 @@ def withdraw_what_may_not_go(node: Node, card: Card, seqs: range) -> tuple[int, 
             )
             detail = f"entries {', '.join(map(str, doubtful))} by {eraser}"
             record(tx, at=now, by="policy", act="release.withdraw", subject=card.node, detail=detail)
+    scrub(node.engine)
     return doubtful
 
 
@@ -222,6 +223,7 @@ def _append(
             advisory=summary.key,
             core_digest=own.core_digest,
             agreement_digest=agreement.digest,
+            retain_until=terms.retain_until,
             elements=elements,
         )
     )
@@ -237,7 +239,13 @@ def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple
     """Those of `seqs` whose disclosure policy would not allow now."""
     agreements = in_force(tx, node.clock())
     rows = tx.execute(
-        select(out_entries.c.seq, out_entries.c.advisory, ledger.c.elements, ledger.c.agreement_digest)
+        select(
+            out_entries.c.seq,
+            out_entries.c.advisory,
+            ledger.c.elements,
+            ledger.c.agreement_digest,
+            ledger.c.retain_until,
+        )
         .join(ledger, (ledger.c.peer == out_entries.c.peer) & (ledger.c.seq == out_entries.c.seq))
         .where(
             out_entries.c.peer == card.node,
@@ -253,7 +261,7 @@ def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple
 def _still_permitted(node: Node, tx: Connection, row: Any, card: Card, agreements: dict[bytes, Agreement]) -> bool:
     """Whether policy, asked now, allows every element at least in the form in which it stands in the entry."""
     agreement = agreements.get(row.agreement_digest)
-    if agreement is None:
+    if agreement is None or (row.retain_until is not None and row.retain_until <= node.clock()):
         return False
     own = advisories.by_key(node, tx, row.advisory)
     decision = decide(

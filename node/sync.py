@@ -32,7 +32,7 @@ from federation.model import NodeId, Role
 from node import agreements, inbox
 from node.context import Node
 from node.peers import keyring, trusted_card
-from node.store.database import one_row, read, record, write
+from node.store.database import one_row, read, record, scrub, write
 from node.store.tables import in_entries, in_feeds
 
 STALE_AFTER_POLLS = 2
@@ -146,7 +146,7 @@ def load_state(node: Node, peer: NodeId) -> FeedState:
             f"the feed from {peer} is frozen: {row.frozen}. Two people must look at the evidence and heal it"
         )
     pending = tuple(ErasedItem(seq, bytes.fromhex(leaf_hash), eraser) for seq, leaf_hash, eraser in row.pending)
-    return FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.largest, pending)
+    return FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.newest, pending)
 
 
 def _receipt(node: Node, state: FeedState) -> bytes:
@@ -173,7 +173,7 @@ def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> 
                 size=after.cursor,
                 edge=after.edge.encode(),
                 head=after.head,
-                largest=after.largest,
+                newest=after.newest,
                 pending=[[item.seq, item.leaf_hash.hex(), item.erased_by] for item in after.pending],
                 contact_at=now,
                 problem=None,
@@ -181,13 +181,16 @@ def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> 
         )
         one_row(moved.rowcount, f"the feed from {peer}")
         receiver = _receiver(node, tx, now)
-        receiver.keyring.card(peer)  # distrusted since the page was asked for: nothing of it is kept
+        if peer not in receiver.keyring.cards:  # distrusted since the page was asked for: nothing of it is kept
+            raise NotFoundError(f"{peer} is distrusted; nothing is exchanged with it")
         for entry in page.entries:
             judged = _judge(node, tx, entry, receiver, peer)
             _store(node, tx, peer, judged)
             counts[judged.outcome] = counts.get(judged.outcome, 0) + 1
             if judged.outcome is Outcome.CONTROL:
                 receiver = _receiver(node, tx, now)
+    if any(entry.envelope and isinstance(entry.envelope.body, Withdrawal) for entry in page.entries):
+        scrub(node.engine)
     return counts
 
 
@@ -256,7 +259,9 @@ def _freeze(node: Node, peer: NodeId, error: FeedFrozenError, evidence: tuple[by
     """Stops ingest from `peer` and keeps the signed heads that show why (I8)."""
     with write(node.engine) as tx:
         tx.execute(
-            update(in_feeds).where(in_feeds.c.peer == peer).values(frozen=error.code, evidence=b"\n\n".join(evidence))
+            update(in_feeds)
+            .where(in_feeds.c.peer == peer, in_feeds.c.frozen.is_(None))  # the first evidence stays
+            .values(frozen=error.code, evidence=b"\n\n".join(evidence))
         )
         record(tx, at=node.clock(), by=peer, act="feed.frozen", subject=peer, detail=error.code)
 

@@ -6,15 +6,9 @@ Kept in memory: a restart forgives. Refused before anything of the request is re
 import threading
 from dataclasses import dataclass, field
 
-from federation.errors import TooLargeError
+from federation.errors import OverQuotaError
 from federation.model import NodeId
 from node.rpc.limits import CALL_BURST, CALLS_AT_ONCE, CALLS_PER_SECOND
-
-
-class OverQuotaError(TooLargeError):
-    """A peer asks for more than its share."""
-
-    code = "OVER_QUOTA"
 
 
 @dataclass(slots=True)

@@ -69,6 +69,15 @@ def read(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def scrub(engine: Engine) -> None:
+    """After an erasure: empties the write-ahead log, which still has the erased bytes; `secure_delete` did the rest."""
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
+
+
 def one_row(count: int, what: str) -> None:
     """For compare-and-swap: exactly one row must have changed. Raises ConflictError."""
     if count != 1:

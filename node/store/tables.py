@@ -83,6 +83,7 @@ agreements = Table(
     Column("name", String, nullable=False),
     Column("version", Integer, nullable=False),
     Column("document", LargeBinary, nullable=False),
+    Column("signed_by", JSON, nullable=False),  # the parties whose signatures were verified
     Column("complete", Integer, nullable=False),  # every party has signed
     Column("updated_at", UtcDateTime, nullable=False),
 )
@@ -156,6 +157,7 @@ ledger = Table(
     Column("advisory", Integer, ForeignKey("advisories.id"), nullable=False),
     Column("core_digest", LargeBinary, nullable=False),
     Column("agreement_digest", LargeBinary, nullable=False),
+    Column("retain_until", UtcDateTime, nullable=True),  # as the terms of the delivery say
     Column("elements", JSON, nullable=False),  # [path, form, [rule ids]] of every element
     Column("withdrawn_at", UtcDateTime, nullable=True),
     ForeignKeyConstraint(["peer", "seq"], ["out_entries.peer", "out_entries.seq"]),
@@ -170,7 +172,7 @@ in_feeds = Table(
     Column("size", Integer, nullable=False),
     Column("edge", LargeBinary, nullable=False),
     Column("head", LargeBinary, nullable=False),
-    Column("largest", Integer, nullable=False),
+    Column("newest", LargeBinary, nullable=False),  # the largest head that was ever shown
     Column("pending", JSON, nullable=False),  # [seq, leaf hash in hex, erased by]
     Column("frozen", String, nullable=True),  # the code of the error that froze it
     Column("evidence", LargeBinary, nullable=True),

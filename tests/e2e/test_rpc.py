@@ -32,7 +32,7 @@ from federation.model import Role
 from node import agreements, peers, releases, serving
 from node.context import Node
 from node.rpc import limits, server
-from node.rpc.quota import OverQuotaError, Quota
+from node.rpc.quota import Quota
 from node.rpc.server import refusal_of
 from protos.exchange.v1 import exchange_pb2 as wire
 from tests.e2e.net import (

@@ -76,7 +76,7 @@ def test_hidden_data_is_refused_at_every_depth(place: str) -> None:
         "terms": tampered.presentation.terms,
         "places": tampered.presentation.terms.storage,
     }[place]
-    target.MergeFromString(HIDDEN)  # type: ignore[attr-defined]
+    target.MergeFromString(HIDDEN)
     data = raw(tampered)
     assert b"hidden" in data  # protobuf carries it along: nothing but our check is in its way
     with pytest.raises(MalformedError, match="does not know"):

@@ -235,7 +235,7 @@ def test_no_receipt_covers_an_erased_item_before_its_eraser_is_held() -> None:
 
 @pytest.mark.invariant("I8")
 def test_an_eraser_that_never_comes_leaves_the_feed_without_a_receipt() -> None:
-    history = [*HONEST[:2], erased(2, 1 << 40), *HONEST[3:]]
+    history: Items = [*HONEST[:2], erased(2, 1 << 40), *HONEST[3:]]
     verified = verify_page(feed.empty(ORIGIN), page(history, 0), KEYS)
     assert not verified.may_receipt
     assert not verify_page(verified.state, page(history, 8), KEYS).may_receipt

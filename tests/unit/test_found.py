@@ -28,6 +28,7 @@ from federation.strictjson import decode, encode
 from federation.yamltext import load
 from node import agreements, cases, inbox, main, peers, releases, sync
 from node import keys as node_keys
+from node.context import Node
 from node.inbox import InboxState
 from node.main import init_home
 from node.store.database import read
@@ -63,6 +64,13 @@ Change = Callable[[JsonObject], object]
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     made = make_world(tmp_path, FR, DE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[World]:
+    made = make_world(tmp_path, FR, DE, IN)
     yield made
     made.close()
 
@@ -254,7 +262,7 @@ def _unreachable() -> feed.PageBytes:
     raise NotFoundError("the link broke")
 
 
-def _entry_of(fr: main.Node, seq: int) -> bytes:
+def _entry_of(fr: Node, seq: int) -> bytes:
     return entry(f"{FR}/feeds/{DE}/1", seq, AgreementOffer(b"another history"))
 
 

@@ -152,7 +152,7 @@ def test_what_stays_with_its_receiver_is_not_passed_on(tlp: str, onward: str) ->
 def test_terms_are_what_handling_and_agreement_both_allow() -> None:
     made = terms()
     assert made.purposes == {Purpose.REMEDIATION}
-    assert made.storage == {Country("DE"), Country("FR")}
+    assert made.storage == frozenset((Country("DE"), Country("FR")))
     assert made.retain_until == datetime(2026, 12, 21, 9, 30, tzinfo=UTC)  # 30 days of the agreement: whole seconds
     assert (made.onward, made.attribution) == (Onward.CONSTITUENTS, Attribution.MUST)
     assert (made.core_digest, made.recipient, made.agreement_digest) == (CORE, DE, agreement().digest)
@@ -218,7 +218,7 @@ def test_each_side_limits_alone(limit: dict[str, str], wide: dict[str, Any]) -> 
 def test_the_agreement_limits_storage_where_the_handling_does_not() -> None:
     anywhere = replace(HANDLING, storage=None)
     honest = handling.narrow(anywhere, agreement(), CORE, DE, NOW)
-    assert honest.storage == {Country("DE"), Country("FR"), Country("PL")}
+    assert honest.storage == frozenset((Country("DE"), Country("FR"), Country("PL")))
     with pytest.raises(TermsError, match="storage"):
         handling.check_terms(replace(honest, storage=None), anywhere, agreement(), CORE, DE, NOW)
 

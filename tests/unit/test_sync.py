@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from federation import entries, feed
+from federation import entries, feed, merkle
 from federation.checkpoint import open_checkpoint
 from federation.entries import AgreementOffer, Delivery, ErasedItem, Withdrawal
 from federation.errors import (
@@ -101,8 +101,9 @@ def held_by_sender(world: World) -> int:
 
 
 def same_root(world: World) -> bool:
-    return sync.load_state(world[DE], FR).edge.root() == feed.merkle.root(
-        [i.leaf_hash if isinstance(i, ErasedItem) else feed.merkle.leaf_hash(i) for i in history(world[FR], DE)]
+    edge = sync.load_state(world[DE], FR).edge
+    return edge.root() == merkle.root(
+        [i.leaf_hash if isinstance(i, ErasedItem) else merkle.leaf_hash(i) for i in history(world[FR], DE)]
     )
 
 
@@ -154,7 +155,7 @@ REWRITES: dict[str, tuple[type[RemoteError], Callable[[ForgedFeed, int], PageByt
 def _hash(forged: ForgedFeed, seq: int) -> ErasedItem:
     item = forged.items[seq]
     assert isinstance(item, bytes)
-    return ErasedItem(seq, feed.merkle.leaf_hash(item), seq + 1)
+    return ErasedItem(seq, merkle.leaf_hash(item), seq + 1)
 
 
 @pytest.mark.invariant("I8")
@@ -271,7 +272,7 @@ def test_no_receipt_is_given_while_an_eraser_is_outstanding(world: World) -> Non
 
 def _erased(item: bytes | ErasedItem, seq: int, by: int) -> ErasedItem:
     assert isinstance(item, bytes)
-    return ErasedItem(seq, feed.merkle.leaf_hash(item), by)
+    return ErasedItem(seq, merkle.leaf_hash(item), by)
 
 
 # Crashes (I9)
@@ -327,7 +328,8 @@ def test_a_crash_inside_the_commit_leaves_nothing_half_done(
     world.sync(DE, FR)
     release(world, "A", "B", "C")
     before = snapshot(world)
-    real, stored = sync._store, []
+    stored: list[int] = []
+    real = sync._store
 
     def crash(*arguments: Any) -> None:
         if len(stored) == after:
