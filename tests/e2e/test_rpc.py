@@ -22,6 +22,7 @@ from federation.errors import (
     HeldError,
     LockedError,
     NotFoundError,
+    OverQuotaError,
     SignatureError,
     TooLargeError,
     UnreachableError,

@@ -330,7 +330,7 @@ def _receipt(note: bytes, seed: bytes = RECEIVER_SEED, name: str = DE) -> bytes:
 
 
 def test_a_receipt_is_our_head_with_the_receivers_cosignature() -> None:
-    seen = check_receipt(_receipt(head(HONEST)), ORIGIN, KEYS[0], RECEIVER_KEYS)
+    seen = check_receipt(_receipt(head(HONEST)), ORIGIN, KEYS, RECEIVER_KEYS)
     assert (seen.size, seen.root) == (8, root(HONEST))
 
 
@@ -349,4 +349,4 @@ def test_a_receipt_is_our_head_with_the_receivers_cosignature() -> None:
 )
 def test_what_is_no_receipt_of_this_feed_by_this_receiver_is_refused(note: bytes, error: type[RemoteError]) -> None:
     with pytest.raises(error):
-        check_receipt(note, ORIGIN, KEYS[0], RECEIVER_KEYS)
+        check_receipt(note, ORIGIN, KEYS, RECEIVER_KEYS)

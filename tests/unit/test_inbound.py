@@ -257,7 +257,7 @@ def test_terms_wider_than_what_was_signed_are_refused(case: Case) -> None:
 
 
 def test_retention_that_is_over_is_refused(case: Case) -> None:
-    with pytest.raises(TermsError, match="retention has ended"):
+    with pytest.raises(NotAdmittedError, match="retention has ended"):
         case.run(_terms(case, retain_until=case.now))
 
 

@@ -117,7 +117,7 @@ def test_a_failure_half_way_leaves_nothing_behind(
 
 def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x", encoding="utf-8")
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="no empty folder"):
         init(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 

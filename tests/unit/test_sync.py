@@ -83,7 +83,7 @@ def arrived(world: World) -> list[str]:
 def snapshot(world: World) -> tuple[object, ...]:
     """All that DE holds of the feed from FR."""
     with read(world[DE].engine) as tx:
-        row = tx.execute(select(in_feeds.c.size, in_feeds.c.edge, in_feeds.c.head, in_feeds.c.largest)).one()
+        row = tx.execute(select(in_feeds.c.size, in_feeds.c.edge, in_feeds.c.head, in_feeds.c.newest)).one()
         return (*row, *tx.execute(select(in_entries)).all(), *tx.execute(select(inbox_table)).all())
 
 
