@@ -5,6 +5,7 @@ Reading refuses unknown fields (protobuf would carry hidden data along), anythin
 in another way, and whatever is over a limit. What an entry means is checked in `federation.inbound`.
 """
 
+import re
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError, Message
@@ -24,6 +25,9 @@ from federation.model import (
     node_id,
 )
 from protos.exchange.v1 import exchange_pb2 as wire
+
+
+_RULE_ID = re.compile(r"[a-z0-9][a-z0-9./:#-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +210,6 @@ def _read_withdrawal(entry: wire.Entry) -> Withdrawal:
     seqs = tuple(entry.withdrawal.seqs)
     if not seqs or list(seqs) != sorted(set(seqs)) or seqs[-1] >= entry.seq:
         raise MalformedError("withdrawal: it must name earlier entries, in order, each once")
-    if not entry.withdrawal.reason.isascii() or not 1 <= len(entry.withdrawal.reason) <= 200:
+    if not _RULE_ID.fullmatch(entry.withdrawal.reason):
         raise MalformedError("withdrawal: the reason is not a rule id")
     return Withdrawal(seqs, entry.withdrawal.reason)

@@ -26,7 +26,7 @@ from federation.errors import (
     TooLargeError,
     WrongFeedError,
 )
-from federation.limits import MAX_CLOCK_SKEW_S, MAX_NOTE_BYTES, MAX_PAGE_ITEMS
+from federation.limits import MAX_CLOCK_SKEW_S, MAX_NOTE_BYTES, MAX_PAGE_ITEMS, MAX_PENDING_ERASURES
 from federation.merkle import RightEdge
 
 
@@ -97,8 +97,7 @@ def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) 
     (3) each item has the next sequence number, else REORDERED, REPEATED or GAP; an entry that is not well formed keeps
         its place and is handed on as bad (I10)
     (4) the root, by extending our own right edge, is the signed one; no two signed heads have one size and two roots,
-    and
-        the history passes through the newest head that was shown before
+        and the history passes through the newest head that was shown before
     (5) an eraser that arrives names every item that says it was erased by it
     """
     if len(page.items) > MAX_PAGE_ITEMS:  # (1)
@@ -237,4 +236,6 @@ def _settle(state: FeedState, page: PageBytes, read: tuple[PageEntry, ...]) -> t
         body = arrived[item.erased_by]
         if not isinstance(body, Withdrawal) or item.seq not in body.seqs:
             raise ErasureError(f"entry {item.seq} is said to be erased by {item.erased_by}, which does not name it")
+    if len(still) > MAX_PENDING_ERASURES:
+        raise TooLargeError(f"{state.origin}: over {MAX_PENDING_ERASURES} items wait for the entry that erased them")
     return tuple(still)

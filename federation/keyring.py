@@ -46,8 +46,7 @@ class OnlineKey:
 
     def valid_at(self, moment: datetime) -> bool:
         """Whether `moment` lies in the validity, with the clock skew that peers are allowed."""
-        skew = timedelta(seconds=MAX_CLOCK_SKEW_S)
-        return self.valid_from - skew <= moment < self.valid_until
+        return self.valid_from <= moment + timedelta(seconds=MAX_CLOCK_SKEW_S) and moment < self.valid_until
 
 
 @dataclass(frozen=True, slots=True)

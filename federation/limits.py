@@ -5,6 +5,7 @@ MAX_ENTRY_BYTES = (
 )  # the largest public CSAF document we know is 2.6 MB as published; ours adds salts and digests
 MAX_PAGE_BYTES = 1 << 20  # measured: pages of 8-32 MB are up to three times slower than pages of 1 MB
 MAX_PAGE_ITEMS = 512  # keeps one page's verification under a second
+MAX_PENDING_ERASURES = 8 * MAX_PAGE_ITEMS  # they are kept as one value; a withdrawal follows what it erased soon
 MAX_MESSAGE_BYTES = (
     MAX_ENTRY_BYTES + MAX_PAGE_BYTES
 )  # one gRPC message: a page may exceed its size by one entry at most

@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from federation import csaf, handling, outbound, strictjson
-from federation.errors import HandlingError, MalformedError, NotFoundError, UsageError
+from federation.errors import HandlingError, MalformedError, NotFoundError, PolicyError, UsageError
+from federation.labels import SENSITIVITY
 from federation.limits import MAX_DOCUMENT_BYTES
 from federation.marking import mark
 from federation.model import Category, Handling, JsonObject, Onward, Purpose, Role, Tier, Tlp
@@ -117,7 +118,11 @@ def label(node: Node, name: str, pointer: str, category: Category) -> None:
         row = _row(tx, name)
         if row.draft is None:
             raise UsageError(f"{name} is signed already; labels are part of what was signed")
-        raised = _categories(row.draft["raised"]) | {pointer: category}
+        raised = _categories(row.draft["raised"])
+        before = raised.get(pointer, category)
+        if SENSITIVITY[category] < SENSITIVITY[before]:
+            raise PolicyError(f"{pointer} was raised to {before}; lowering it to {category} needs approval")
+        raised[pointer] = category
         mark(row.draft["csaf"], row.draft["ai"], node.labels, raised)
         changed = {**row.draft, "raised": {k: v.value for k, v in raised.items()}}
         tx.execute(update(advisories).where(advisories.c.id == row.id).values(draft=changed))

@@ -70,7 +70,7 @@ def propose(node: Node, text: str, where: str) -> Held:
         if agreement.previous is not None and all(row.digest != agreement.previous for row in previous):
             raise UsageError(f"{where}: previous names no version of {agreement.id} that is held here")
         document = jws.SignedDocument(agreement.canonical, (_sign(node, agreement),))
-        return _store_and_offer(node, tx, jws.serialise(document), act="agreement.propose")
+        return _store_and_offer(node, tx, jws.serialise(document), by=node.actor, act="agreement.propose")
 
 
 def countersign(node: Node, reference: str) -> Held:
@@ -85,21 +85,21 @@ def countersign(node: Node, reference: str) -> Held:
         if node.clock() >= held.agreement.valid_until:
             raise UsageError(f"{held.agreement.id} ended on {held.agreement.valid_until:%Y-%m-%d}; it cannot be signed")
         document = jws.with_signature(_parsed(held.document), _sign(node, held.agreement))
-        return _store_and_offer(node, tx, jws.serialise(document), act="agreement.countersign")
+        return _store_and_offer(node, tx, jws.serialise(document), by=node.actor, act="agreement.countersign")
 
 
-def receive(node: Node, tx: Connection, document: bytes) -> Held:
+def receive(node: Node, tx: Connection, document: bytes, by: str) -> Held:
     """Takes in an agreement from a peer or a file: verifies every signature, keeps the union of the signatures.
 
     When that taught us a signature, every other party is offered the union. Raises RemoteError.
     """
-    return _store_and_offer(node, tx, document, act="agreement.receive")
+    return _store_and_offer(node, tx, document, by=by, act="agreement.receive")
 
 
 def receive_file(node: Node, document: bytes) -> Held:
     """The same for a document that came as a file."""
     with write(node.engine) as tx:
-        return receive(node, tx, document)
+        return receive(node, tx, document, node.actor)
 
 
 def all_held(node: Node) -> tuple[Held, ...]:
@@ -136,7 +136,7 @@ def in_force(tx: Connection, now: datetime) -> dict[bytes, Agreement]:
     return {agreement.digest: agreement for agreement in newest.values()}
 
 
-def _store_and_offer(node: Node, tx: Connection, received: bytes, *, act: str) -> Held:
+def _store_and_offer(node: Node, tx: Connection, received: bytes, *, by: str, act: str) -> Held:
     new = _verified(node, tx, received)
     agreement = new.agreement
     if node.id not in agreement.parties:
@@ -162,7 +162,7 @@ def _store_and_offer(node: Node, tx: Connection, received: bytes, *, act: str) -
         tx.execute(insert(agreements).values(**names, **values))
     else:
         tx.execute(update(agreements).where(agreements.c.digest == agreement.digest).values(**values))
-    record(tx, at=now, by=node.actor, act=act, subject=agreement.id, detail=f"version {agreement.version}")
+    record(tx, at=now, by=by, act=act, subject=agreement.id, detail=f"version {agreement.version}")
     _offer(node, tx, new)
     return new
 

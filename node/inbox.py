@@ -151,7 +151,8 @@ def content(node: Node, reference: str) -> Content:
     Raises NotFoundError, UsageError when two origins use the name, HeldError once its retention has ended.
     """
     everything = items(node, every_state=True)
-    found = [item for item in everything if reference in (str(item.id), item.name, f"{item.origin}/{item.name}")]
+    found = [item for item in everything if reference == str(item.id)]  # a number is ours: no peer can name that
+    found = found or [item for item in everything if reference in (item.name, f"{item.origin}/{item.name}")]
     if len({item.origin for item in found}) > 1:
         origins = " or ".join(sorted({f"{item.origin}/{item.name}" for item in found}))
         raise UsageError(f"several origins call an advisory {reference}; say which: {origins}")

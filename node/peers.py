@@ -71,8 +71,10 @@ def enrol(node: Node, data: bytes) -> Card:
                 )
             )
             _make_feeds(tx, node.id, card.node)
+        elif not row.trusted:
+            raise UsageError(f"{card.node} is distrusted; trusting it again takes two people")
         elif row.card != data:
-            _check_successor(open_card(row.card), card, trusted=bool(row.trusted))
+            _check_successor(open_card(row.card), card)
             tx.execute(update(peers).where(peers.c.node == card.node).values(card=data, card_version=card.version))
         record(tx, at=now, by=node.actor, act="peer.enrol", subject=card.node, detail=f"card {card.version}")
     return card
@@ -122,9 +124,7 @@ def _make_feeds(tx: Connection, me: NodeId, peer: NodeId) -> None:
     )
 
 
-def _check_successor(old: Card, new: Card, *, trusted: bool) -> None:
-    if not trusted:
-        raise UsageError(f"{new.node} is distrusted; trusting it again takes two people")
+def _check_successor(old: Card, new: Card) -> None:
     if new.roots != old.roots:
         raise UsageError(
             f"{new.node}: this card has other root keys than the enrolled one; compare fingerprints by voice"

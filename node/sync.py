@@ -250,7 +250,7 @@ def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged) -> None:
 def _apply(node: Node, tx: Connection, peer: NodeId, body: AgreementOffer | Withdrawal) -> None:
     """Control traffic: an agreement, or the sender taking back its own. Raises a RemoteError."""
     if isinstance(body, AgreementOffer):
-        agreements.receive(node, tx, body.document)
+        agreements.receive(node, tx, body.document, peer)
     else:
         inbox.withdraw(tx, peer, body.seqs)
 

@@ -31,8 +31,10 @@ PATIENCE_S = 240
 _CLONE = ("config", "docs", "tests")  # what pages name by paths inside a clone
 _FENCE = re.compile(r"```([a-z]*)")
 _EXIT = re.compile(r"<!-- exit ([0-9]+) -->")
-_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+_LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _CODE = re.compile(r"`(apostille [^`]+)`")
+_TEST = re.compile(r"`(?:tests/)?((?:unit|property|vectors|conformance|faults|e2e)/\w+\.py)`")
 _TYPED = re.compile(r"^\s*(?:\$ )?(apostille .*)$")
 _NAME = re.compile(r"[a-z][a-z-]*")
 _START = r"""
@@ -151,6 +153,26 @@ def _make_clone(folder: Path) -> None:
         program.chmod(0o755)
 
 
+def broken_links(text: str, page: Path) -> list[str]:
+    """The relative links of a page that lead to no file, or to no heading of a page."""
+    broken = []
+    for path, heading in _LINK.findall(text):
+        target = page.parent / path if path else page
+        if "://" in path:
+            continue
+        if not target.exists() or (heading and heading not in _headings(target)):
+            broken.append(f"{path}#{heading}" if heading else path)
+    return broken
+
+
+def _headings(page: Path) -> set[str]:
+    """The headings of a page as fragments of links: lower case, punctuation dropped, spaces as dashes."""
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in _HEADING.findall(page.read_text(encoding="utf-8"))
+    }
+
+
 def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
@@ -211,10 +233,13 @@ def test_what_make_is_asked_for_is_in_the_makefile() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_links_lead_to_files(page: Path) -> None:
-    links = [link for link in _LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
-    missing = [link for link in links if not (page.parent / link).exists()]
-    assert missing == []
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page.read_text(encoding="utf-8"), page) == []
+
+
+def test_a_link_that_leads_nowhere_is_noticed() -> None:
+    text = "[a](exit-codes.md) [b](nowhere.md) [c](#11-law-packs) [d](protocol.md#14-versions) [e](protocol.md#no-such)"
+    assert broken_links(text, GUIDE) == ["nowhere.md", "protocol.md#no-such"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -222,6 +247,12 @@ def test_commands_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     typed = [*_CODE.findall(text), *(m[1] for line in text.splitlines() if (m := _TYPED.match(line)))]
     assert [fault for line in typed if (fault := _wrong(line))] == []
+
+
+def test_tests_that_are_named_exist() -> None:
+    named = {name for page in PAGES for name in _TEST.findall(page.read_text(encoding="utf-8"))}
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_a_command_that_is_not_there_is_noticed() -> None:

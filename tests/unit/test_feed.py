@@ -84,7 +84,7 @@ def test_honest_pages_follow_from_one_another() -> None:
         state = verified.state
         seqs += [entry.seq for entry in verified.entries]
         assert verified.may_receipt
-        assert verified.latest.size == state.largest == 8
+        assert verified.latest.size == open_checkpoint(state.newest, ORIGIN, KEYS[0]).size == 8
         assert all(entry.data == HONEST[entry.seq] for entry in verified.entries)  # I7: as received
     assert seqs == list(range(8))
     assert state.edge.root() == root(HONEST)
@@ -146,7 +146,7 @@ def test_a_page_that_does_not_follow_is_refused_by_its_name(name: str) -> None:
 @pytest.mark.invariant("I8")
 def test_a_newest_head_below_one_that_was_shown_is_a_rollback() -> None:
     state = held(3)  # the newest head that came with it was 8
-    assert state.largest == 8
+    assert open_checkpoint(state.newest, ORIGIN, KEYS[0]).size == 8
     shown = PageBytes(HONEST[3:6], head(HONEST[:6]), dated(head(HONEST[:7])))
     with pytest.raises(RollbackError, match="newest head 7, but 8 was signed before"):
         verify_page(state, shown, KEYS)

@@ -100,7 +100,8 @@ def test_distrust_is_at_once_and_one_person_does_not_take_it_back(world: World) 
     with pytest.raises(UsageError, match="two people"):
         peers.enrol(fr, card_of(world[DE], version=2))
     assert [peer.trusted for peer in peers.all_peers(fr)] == [False]
-    peers.enrol(fr, world[DE].card_bytes)  # the card that is known already gives no trust back
+    with pytest.raises(UsageError, match="two people"):
+        peers.enrol(fr, world[DE].card_bytes)  # the card that is known already gives no trust back
     assert [peer.trusted for peer in peers.all_peers(fr)] == [False]
 
 

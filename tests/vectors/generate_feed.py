@@ -158,11 +158,11 @@ def _delivery_cases() -> Cases:
     terms("shorter retention", "ok", retain_until=m.NOW + timedelta(days=1))
     terms("retention longer than the handling's", retain_until=limit + timedelta(seconds=1))
     terms("retention without limit", retain_until=None)
-    terms("retention that has ended", retain_until=m.NOW)
+    terms("retention that has ended", "NOT_ADMITTED", retain_until=m.NOW)
     terms("one place of storage fewer", "ok", storage=frozenset((Country("DE"),)))
     terms("storage in a country that the agreement does not name", storage=frozenset((Country("DE"), Country("US"))))
     terms("storage anywhere", storage=None)
-    terms("storage nowhere near", storage=frozenset((Country("FR"),)))
+    terms("storage nowhere near", "NOT_ADMITTED", storage=frozenset((Country("FR"),)))
     terms("wider onward sharing", onward=Onward.CONSTITUENTS)
     terms("another attribution", attribution=Attribution.MUST)
     add("of another origin than the sender", "NOT_ADMITTED", _delivery(made), sender=m.IN)
@@ -186,13 +186,13 @@ def _delivery_cases() -> Cases:
     return cases
 
 
-def _state(items: Sequence[bytes], *, largest: int | None = None, pending: Sequence[ErasedItem] = ()) -> dict[str, Any]:
+def _state(items: Sequence[bytes], *, newest: str | None = None, pending: Sequence[ErasedItem] = ()) -> dict[str, Any]:
     edge = merkle.EMPTY.extend(merkle.leaf_hash(item) for item in items)
     return {
         "size": edge.size,
         "edge": [h.hex() for h in edge.hashes],
         "head": m.note(edge.size, edge.root()) if items else "",
-        "largest": edge.size if largest is None else largest,
+        "newest": newest if newest is not None else m.newest(edge.size, edge.root()) if items else "",
         "pending": [_erased(item) for item in pending],
     }
 
@@ -240,7 +240,7 @@ def feed_cases() -> dict[str, Any]:
     ok("the first page", empty, log[:3], entries=["ok", "ok", "ok"])
     ok("the next page", three, log[3:5], entries=["ok", "ok"])
     ok("nothing new", three, (), entries=[])
-    ok("more is waiting", three, log[3:4], latest=m.newest(7, root[7]), largest_after=7, entries=["ok"])
+    ok("more is waiting", three, log[3:4], latest=m.newest(7, root[7]), newest_size_after=7, entries=["ok"])
     add("a gap", "GAP", three, log[4:5], top=root[4])
     add("an entry that is held already", "REPEATED", three, log[2:4], top=root[5])
     add("two entries swapped", "REORDERED", three, [log[4], log[3]], top=root[5])
@@ -255,7 +255,14 @@ def feed_cases() -> dict[str, Any]:
     )
     add("heads beyond the items", "BAD_PAGE", three, log[3:4], size=5)
     add("a newest head below the page's own", "BAD_PAGE", three, log[3:4], latest=m.newest(3, root[3]))
-    add("a newest head smaller than one seen before", "ROLLBACK", _state(log[:3], largest=6), log[3:4])
+    add(
+        "a newest head smaller than one seen before", "ROLLBACK", _state(log[:3], newest=m.newest(6, root[6])), log[3:4]
+    )
+    elsewhere = m.root_of([*log[:3], forged, log[4]])
+    shown = _state(log[:3], newest=m.newest(5, elsewhere))
+    add("two roots of one size: the page's head and the newest", "FORK", three, log[3:4], latest=m.newest(4, elsewhere))
+    add("two roots of one size: this page's and one shown before", "FORK", shown, log[3:5])
+    add("a history that does not lead through the newest head shown before", "SUSPECTED_FORK", shown, log[3:6])
     add("a page that ends before the cursor", "ROLLBACK", three, (), size=2, latest=m.newest(3, root[3]))
     add(
         "a head under another origin line",
