@@ -26,7 +26,6 @@ from federation.model import (
 )
 from protos.exchange.v1 import exchange_pb2 as wire
 
-
 _RULE_ID = re.compile(r"[a-z0-9][a-z0-9./:#-]{0,199}")
 
 

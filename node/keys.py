@@ -1,8 +1,10 @@
 """Private keys of a node: made by `init`, encrypted at rest, mode 0600.
 
-Each key is one PKCS #8 file, encrypted under the passphrase. Online keys lie in `keys/`, named by role and key id;
-root keys lie in `roots/` until the operator moves them offline. A key is decrypted when it is first needed, so
-commands that sign nothing need no passphrase. Which keys are current is what the node's own card says.
+Each key is one PKCS #8 file, encrypted under a password that Argon2id makes of the passphrase and the home's salt:
+what PKCS #8 does by itself (2,048 rounds of PBKDF2) is no match for guessing at a passphrase that a person chose.
+Online keys lie in `keys/`, named by role and key id; root keys lie in `roots/` until the operator moves them offline.
+A key is decrypted when it is first needed, so commands that sign nothing need no passphrase. Which keys are current is
+what the node's own card says.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
+from nacl.pwhash import argon2id
 
 from federation import ed25519 as signing
 from federation.errors import LockedError, UsageError
@@ -24,6 +27,7 @@ from node.certificates import make_certificate
 
 ONLINE_VALIDITY = timedelta(days=397)  # a year and a month: an operator who rotates yearly has time for it
 _PRIVATE_MODE = 0o600
+_PASSWORD_BYTES = 32
 PrivateKeyTypes = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey | x25519.X25519PrivateKey
 
 
@@ -50,6 +54,7 @@ class Keys:
     def __init__(self, home: Path, passphrase: bytes | None) -> None:
         self._home = home
         self._passphrase = passphrase
+        self._stretched: bytes | None = None
         self._open: dict[Path, PrivateKeyTypes] = {}
 
     def signer(self, role: Role, card: Card, now: datetime) -> Signer:
@@ -94,21 +99,55 @@ class Keys:
         except CryptoError as e:
             raise LockedError("a sealed record was sealed to another key than keys/seal.pem") from e
 
+    def _password(self) -> bytes:
+        if self._passphrase is None:
+            raise LockedError(
+                "the private keys are encrypted: set APOSTILLE_PASSPHRASE, or put the passphrase file back"
+            )
+        if self._stretched is None:
+            self._stretched = stretch(self._home, self._passphrase)
+        return self._stretched
+
     def _load(self, path: Path) -> PrivateKeyTypes:
         if path in self._open:
             return self._open[path]
         where = path.relative_to(self._home)
-        if self._passphrase is None:
-            raise LockedError(f"{where} is encrypted: set APOSTILLE_PASSPHRASE, or put the passphrase file back")
+        password = self._password()
         check_private(path, str(where))
         try:
-            private = serialization.load_pem_private_key(path.read_bytes(), self._passphrase)
+            private = serialization.load_pem_private_key(path.read_bytes(), password)
         except ValueError as e:
             raise LockedError(f"{where} does not open: the passphrase is wrong, or the file is damaged") from e
         if not isinstance(private, PrivateKeyTypes):
             raise UsageError(f"{where}: not a key of a kind that this node uses")
         self._open[path] = private
         return private
+
+
+def stretch(home: Path, passphrase: bytes) -> bytes:
+    """The password of a home's key files: Argon2id over the passphrase and the salt that `init` made, in hexadecimal.
+
+    Raises UsageError when the salt is missing.
+    """
+    try:
+        salt = (home / "keys" / "salt").read_bytes()
+    except OSError as e:
+        raise UsageError("keys/salt is missing: restore it from a backup") from e
+    try:
+        return (
+            argon2id.kdf(
+                _PASSWORD_BYTES, passphrase, salt, argon2id.OPSLIMIT_INTERACTIVE, argon2id.MEMLIMIT_INTERACTIVE
+            )
+            .hex()
+            .encode()
+        )
+    except ValueError as e:
+        raise UsageError("keys/salt is damaged: restore it from a backup") from e
+
+
+def make_salt(home: Path, entropy: Callable[[int], bytes]) -> None:
+    """The salt of a new home, `keys/salt`. It is no secret."""
+    (home / "keys" / "salt").write_bytes(entropy(argon2id.SALTBYTES))
 
 
 def check_private(path: Path, where: str) -> None:
@@ -126,28 +165,28 @@ def write_private(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def make_roots(home: Path, count: int, passphrase: bytes) -> tuple[bytes, ...]:
+def make_roots(home: Path, count: int, password: bytes) -> tuple[bytes, ...]:
     """Makes `count` root keys in `roots/` and returns their public halves."""
     public = []
     for number in range(1, count + 1):
         private = ed25519.Ed25519PrivateKey.generate()
-        write_private(home / "roots" / f"root-{number}.pem", _pem(private, passphrase))
+        write_private(home / "roots" / f"root-{number}.pem", _pem(private, password))
         public.append(private.public_key().public_bytes_raw())
     return tuple(public)
 
 
-def make_online(home: Path, node: NodeId, passphrase: bytes, now: datetime) -> tuple[OnlineKey, ...]:
+def make_online(home: Path, node: NodeId, password: bytes, now: datetime) -> tuple[OnlineKey, ...]:
     """Makes a key for each role in `keys/`, and the sealing key; returns what the card says of them."""
     start = now.replace(microsecond=0)
     made = []
     for role in (Role.ISSUE, Role.FEED, Role.RECEIPT):
         private = ed25519.Ed25519PrivateKey.generate()
         public = private.public_key().public_bytes_raw()
-        made.append(_save(home, role, private, public, passphrase, start))
+        made.append(_save(home, role, private, public, password, start))
     tls = ec.generate_private_key(ec.SECP256R1())
-    made.append(_save(home, Role.TLS, tls, make_certificate(tls, node, start, ONLINE_VALIDITY), passphrase, start))
+    made.append(_save(home, Role.TLS, tls, make_certificate(tls, node, start, ONLINE_VALIDITY), password, start))
     sealing = x25519.X25519PrivateKey.generate()
-    write_private(home / "keys" / "seal.pem", _pem(sealing, passphrase))
+    write_private(home / "keys" / "seal.pem", _pem(sealing, password))
     (home / "keys" / "seal.pub").write_bytes(sealing.public_key().public_bytes_raw())
     return tuple(made)
 
@@ -158,16 +197,16 @@ def _signer(private: ed25519.Ed25519PrivateKey, kid: str) -> Signer:
 
 
 def _save(
-    home: Path, role: Role, private: PrivateKeyTypes, public: bytes, passphrase: bytes, start: datetime
+    home: Path, role: Role, private: PrivateKeyTypes, public: bytes, password: bytes, start: datetime
 ) -> OnlineKey:
     kid = key_id(role, public)
-    write_private(home / "keys" / f"{role}-{kid}.pem", _pem(private, passphrase))
+    write_private(home / "keys" / f"{role}-{kid}.pem", _pem(private, password))
     return OnlineKey(role, kid, public, start, start + ONLINE_VALIDITY)
 
 
-def _pem(private: PrivateKeyTypes, passphrase: bytes) -> bytes:
+def _pem(private: PrivateKeyTypes, password: bytes) -> bytes:
     return private.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(passphrase),
+        serialization.BestAvailableEncryption(password),
     )

@@ -79,8 +79,10 @@ def _fill_home(home: Path, chosen: Settings, roots: int, threshold: int) -> Card
         passphrase = secrets.token_urlsafe(_PASSPHRASE_BYTES).encode()
         keys.write_private(home / PASSPHRASE_FILE, passphrase + b"\n")
     now = utc_now()
-    root_set = RootSet(threshold, keys.make_roots(home, roots, passphrase))
-    online = keys.make_online(home, chosen.node, passphrase, now)
+    keys.make_salt(home, secrets.token_bytes)
+    password = keys.stretch(home, passphrase)
+    root_set = RootSet(threshold, keys.make_roots(home, roots, password))
+    online = keys.make_online(home, chosen.node, password, now)
     card = Card(
         node=chosen.node,
         version=1,

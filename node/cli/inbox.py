@@ -93,6 +93,7 @@ def show(
             ("May be used for", terms.purposes),
             ("May be kept in", "any country" if terms.storage is None else terms.storage),
             ("May be kept until", terms.retain_until),
+            ("Not to be published before", found.handling["embargo_until"]),
             ("May be passed to", terms.onward),
             ("Provider's name", f"you {terms.attribution.replace('_', ' ')} tell it"),
         ]

@@ -42,7 +42,7 @@ def enrol(
 
     data, card = read_card_file(file)
     node = session.node()
-    if not _known(node, card):
+    if fingerprint is not None or not _known(node, card):
         _compare(card, fingerprint, yes)
     with exits.reading(file):
         peers.enrol(node, data)

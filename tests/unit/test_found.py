@@ -379,7 +379,9 @@ def test_the_feed_goes_on_after_the_feed_key_was_replaced(world: World) -> None:
     public = private.public_key().public_bytes_raw()
     key = OnlineKey(Role.FEED, key_id(Role.FEED, public), public, now, now.replace(year=now.year + 1))
     passphrase = (fr.home / "passphrase").read_bytes().strip()
-    node_keys.write_private(fr.home / "keys" / f"feed-{key.kid}.pem", node_keys._pem(private, passphrase))
+    node_keys.write_private(
+        fr.home / "keys" / f"feed-{key.kid}.pem", node_keys._pem(private, node_keys.stretch(fr.home, passphrase))
+    )
     card = _card(world, key)
     peers.enrol(de, card)
     world.nodes[FR] = replace(fr, card=keyring.open_card(card), card_bytes=card)
