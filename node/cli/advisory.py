@@ -1,15 +1,12 @@
 """`apostille advisory`: this node's own advisories. Importing and releasing have modules of their own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from federation.model import Category, Tlp
-from node.cli import make, screen, session
-
-if TYPE_CHECKING:
-    from node.advisories import Imported, Summary
+from node.cli import make, screen, session, summaries
 
 app = make.group(
     "This node's own advisories: drafted or imported, labelled, then released. A release signs an advisory once and "
@@ -34,11 +31,11 @@ def draft(
 
     made = cases.draft(session.node(), case)
     if as_json:
-        screen.emit(imported_data(made))
+        screen.emit(summaries.imported_data(made))
         return
     name = made.advisory.name
     screen.note(f"Drafted {name}." if made.fresh else f"{name} was drafted from this case before; nothing changed.")
-    say_unlabelled(made)
+    summaries.say_unlabelled(made)
     screen.note(f"Next: apostille advisory release {name} --dry-run")
 
 
@@ -109,7 +106,7 @@ def list_advisories(as_json: make.AsJson = False) -> None:
 
     found = advisories.all_advisories(session.node())
     if as_json:
-        screen.emit([summary_data(summary) for summary in found])
+        screen.emit([summaries.summary_data(summary) for summary in found])
         return
     if not found:
         screen.note("There is no advisory. Take some in with: apostille advisory import PATH")
@@ -146,7 +143,7 @@ def show(
     else:
         summary, csaf, ai = releasing.seen_by(name, as_peer)
     if as_json:
-        screen.emit({**summary_data(summary), "as_peer": as_peer, "csaf": csaf, "ai": ai})
+        screen.emit({**summaries.summary_data(summary), "as_peer": as_peer, "csaf": csaf, "ai": ai})
         return
     handling = summary.handling
     screen.facts(
@@ -162,36 +159,3 @@ def show(
         ]
     )
     document.show(csaf, ai)
-
-
-def say_unlabelled(made: "Imported") -> None:
-    """Tells of parts that no label covers: they are never shared."""
-    if made.unlabelled:
-        paths = ", ".join(made.unlabelled[:3]) + (" …" if len(made.unlabelled) > 3 else "")
-        screen.note(f"{made.advisory.name}: {len(made.unlabelled)} parts have no label and are never shared: {paths}")
-
-
-def summary_data(summary: "Summary") -> dict[str, Any]:
-    """An advisory for scripts."""
-    handling = summary.handling
-    return {
-        "advisory": summary.name,
-        "revision": summary.revision,
-        "title": summary.title,
-        "state": summary.state,
-        "created_at": summary.created_at,
-        "tlp": handling.tlp,
-        "tier": handling.tier,
-        "home": handling.home,
-        "purposes": handling.purposes,
-        "onward": handling.onward,
-        "storage": handling.storage,
-        "recipients": handling.recipients,
-        "embargo_until": handling.embargo_until,
-        "retain_until": handling.retain_until,
-    }
-
-
-def imported_data(made: "Imported") -> dict[str, Any]:
-    """What came of one file or case, for scripts."""
-    return {"advisory": made.advisory.name, "fresh": made.fresh, "unlabelled": made.unlabelled}

@@ -16,7 +16,7 @@ from federation.limits import MAX_DOCUMENT_BYTES
 from federation.model import NodeId, Tlp
 from node.advisories import Imported, import_file
 from node.cli import exits, screen, session
-from node.cli.advisory import imported_data, say_unlabelled
+from node.cli.summaries import imported_data, say_unlabelled
 from node.context import Node
 from node.peers import all_peers, trusted_card
 from node.releases import release

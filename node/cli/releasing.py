@@ -11,7 +11,7 @@ from federation.policy.explain import by_rule, explain
 from node import releases
 from node.advisories import Summary
 from node.cli import exits, screen, session
-from node.cli.advisory import summary_data
+from node.cli.summaries import summary_data
 from node.releases import Outcome
 
 _NOTHING = "nothing leaves"
