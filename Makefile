@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PROTOS := protos/exchange/v1/exchange.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type layers protos protos-current bench clean
+.PHONY: help demo test check lint type layers protos protos-current defences bench clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -39,6 +39,9 @@ protos-current: $(VENV)/installed-dev
 	@for made in $(VENV)/protos/protos/exchange/v1/*; do \
 		cmp -s $$made protos/exchange/v1/$$(basename $$made) || { echo "$$(basename $$made) is not current: make protos"; exit 1; }; \
 	done
+
+defences: $(VENV)/installed-dev ## take each defence out of a copy, see its tests fail (3 minutes)
+	@$(BIN)/python -m tests.defences
 
 bench: $(VENV)/installed-dev ## benchmarks, as ratios taken in one run
 	@$(BIN)/python -m bench

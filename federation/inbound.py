@@ -181,6 +181,15 @@ def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime)
     return Admitted(advisory, rules)
 
 
+def may_keep_evidence(terms: Terms, receiver: Receiver, sender: NodeId, now: datetime) -> bool:
+    """Whether the bytes of a delivery that is set aside may be kept: an agreement in force lets `sender` have us store
+    things in this country. Without one, only the leaf hash is kept: nobody can plant bytes here."""
+    agreement = receiver.agreements.get(terms.agreement_digest)
+    if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):
+        return False
+    return agreement.storage is None or receiver.country in agreement.storage
+
+
 def _categories_by_form(arrived: Sequence[Element]) -> dict[Form, frozenset[Category]]:
     """The categories of everything that arrived in each form; an element without a category is refused (I2)."""
     found: dict[Form, frozenset[Category]] = {}

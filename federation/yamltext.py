@@ -1,9 +1,11 @@
 """YAML that people write, read strictly: plain data with the line of every mistake.
 
-Dates stay text, so that one written form exists for them; a duplicate key, an alias, a tag or a second document is an
-error. `where` in every call is the file's name as the person typed it. What the data means is for the caller.
+Dates stay text, so that one written form exists for them, and so does NO, which YAML 1.1 takes for false; a duplicate
+key, an alias, a tag or a second document is an error. `where` in every call is the file's name as the person typed it.
+What the data means is for the caller.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,10 +38,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_NOT_RESOLVED = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:bool")
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NOT_RESOLVED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+# as in YAML 1.2: in YAML 1.1 the country code of Norway is false
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|false"), ["t", "f"])
 
 
 def load(text: str, where: str) -> Any:

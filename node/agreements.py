@@ -1,10 +1,11 @@
 """Sharing agreements at this node: proposing, countersigning, and which ones are in force.
 
 A proposal travels to every other party through the feeds, as control traffic; each party signs with its `issue` key;
-the proposer relays all signatures. Files carry the same bytes. Signatures are only ever added: what is received is
-merged with what is held, after every signature was verified.
+whoever learns of a new one tells the other parties. Files carry the same bytes. Signatures are only ever added: what
+is received is merged with what is held, after every signature was verified.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -62,13 +63,13 @@ def propose(node: Node, text: str, where: str) -> Held:
         unknown = sorted({*agreement.parties} - keyring(node, tx).cards.keys())
         if unknown:
             raise UsageError(f"{where}: enrol {', '.join(unknown)} first (apostille peer enrol CARD)")
-        previous = tx.execute(
-            select(agreements.c.version, agreements.c.digest).where(agreements.c.name == agreement.id)
-        ).all()
-        if any(row.version >= agreement.version and row.digest != agreement.digest for row in previous):
+        known = tx.execute(select(agreements).where(agreements.c.name == agreement.id)).all()
+        if any(row.version == agreement.version and row.digest != agreement.digest for row in known):
             raise UsageError(f"{where}: version {agreement.version} of {agreement.id} exists already with other terms")
-        if agreement.previous is not None and all(row.digest != agreement.previous for row in previous):
-            raise UsageError(f"{where}: previous names no version of {agreement.id} that is held here")
+        try:
+            _check_previous(agreement, known)
+        except NotAdmittedError as e:
+            raise UsageError(f"{where}: {e}") from e
         document = jws.SignedDocument(agreement.canonical, (_sign(node, agreement),))
         return _store_and_offer(node, tx, jws.serialise(document), by=node.actor, act="agreement.propose")
 
@@ -142,8 +143,7 @@ def _store_and_offer(node: Node, tx: Connection, received: bytes, *, by: str, ac
     if node.id not in agreement.parties:
         raise NotAdmittedError(f"agreement {agreement.id}: this node is no party to it")
     known = tx.execute(select(agreements).where(agreements.c.name == agreement.id)).all()
-    if agreement.previous is not None and all(row.digest != agreement.previous for row in known):
-        raise NotAdmittedError(f"agreement {agreement.id}: the version before is not held here")
+    _check_previous(agreement, known)
     row = next((row for row in known if row.digest == agreement.digest), None)
     if row is not None:
         old = _held(row)
@@ -165,6 +165,18 @@ def _store_and_offer(node: Node, tx: Connection, received: bytes, *, by: str, ac
     record(tx, at=now, by=by, act=act, subject=agreement.id, detail=f"version {agreement.version}")
     _offer(node, tx, new)
     return new
+
+
+def _check_previous(agreement: Agreement, known: Sequence[Row[Any]]) -> None:
+    """A version follows the one before it, which every party has signed: no name can be taken far ahead."""
+    if agreement.previous is None:
+        return
+    before = next((row for row in known if row.digest == agreement.previous), None)
+    if before is None or not before.complete or before.version + 1 != agreement.version:
+        raise NotAdmittedError(
+            f"agreement {agreement.id} version {agreement.version}: `previous` must name version"
+            f" {agreement.version - 1}, held here and signed by every party"
+        )
 
 
 def _offer(node: Node, tx: Connection, held: Held) -> None:

@@ -33,6 +33,7 @@ from federation.model import Decision, Form, NodeId, Rule
 from federation.policy.explain import by_rule
 
 _PATIENCE_S: Final = 60  # how long the demo waits for anything before it gives up and says for what
+_TERMINATED: Final = 128 + signal.SIGTERM
 _POLL_S: Final = 0.3
 _AGREEMENT: Final = "fr-de-in-2026"
 _MARKS: Final = {Form.FULL: "●", Form.GENERALISED: "◐", Form.WITHHELD: "○"}
@@ -63,6 +64,7 @@ def run(folder: Path | None, *, keep: bool, verbose: bool) -> int:
     console = Console()
     where = folder or Path(tempfile.mkdtemp(prefix="apostille-demo-"))
     demo = _Demo(where, console, verbose=verbose)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that the three servers are ended too
     try:
         demo.play()
     except DemoError as e:
@@ -130,7 +132,7 @@ class _Demo:
     def _countersign(self) -> None:
         def countersign(site: Site) -> None:
             self._until(f"the proposal to reach {site.node}", lambda: bool(self._json(site, "agreement", "list")))
-            self._call(site, "agreement", "countersign", _AGREEMENT)
+            self._call(site, "agreement", "countersign", _AGREEMENT, "--yes")
 
         self._all(countersign, self.sites[1:])
 

@@ -7,6 +7,7 @@ bytes. Retention is checked at each use against the clock (I11).
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from sqlalchemy import Connection, insert, or_, select, update
 
@@ -20,6 +21,7 @@ from node.store.database import read
 from node.store.tables import in_entries, inbox
 
 _UNTITLED = "(no title disclosed)"
+_ORDER: Final = ("current", "equivocation", "superseded", "withdrawn")  # which one a name means, of several
 _TAKEN_BACK = "(withdrawn by its sender)"
 
 
@@ -106,15 +108,19 @@ def _title(advisory: Advisory) -> str:
 
 
 def withdraw(tx: Connection, peer: NodeId, seqs: tuple[int, ...]) -> None:
-    """A sender took back its own deliveries: their bytes go, their leaf hashes stay."""
+    """A sender took back its own deliveries: their bytes go, their leaf hashes stay.
+
+    What is disputed stays as evidence: an origin that signed two documents cannot take the proof back.
+    """
+    disputed = select(inbox.c.seq).where(inbox.c.peer == peer, inbox.c.state == InboxState.EQUIVOCATION)
     tx.execute(
         update(in_entries)
-        .where(in_entries.c.peer == peer, in_entries.c.seq.in_(seqs))
+        .where(in_entries.c.peer == peer, in_entries.c.seq.in_(seqs), in_entries.c.seq.not_in(disputed))
         .values(data=None, outcome="withdrawn")
     )
     tx.execute(
         update(inbox)
-        .where(inbox.c.peer == peer, inbox.c.seq.in_(seqs))
+        .where(inbox.c.peer == peer, inbox.c.seq.in_(seqs), inbox.c.state != InboxState.EQUIVOCATION)
         .values(state=InboxState.WITHDRAWN, title=_TAKEN_BACK)
     )
 
@@ -148,7 +154,8 @@ def items(node: Node, *, every_state: bool = False) -> tuple[Item, ...]:
 def content(node: Node, reference: str) -> Content:
     """A received advisory by its number, its tracking id, or ORIGIN/TRACKING-ID.
 
-    Raises NotFoundError, UsageError when two origins use the name, HeldError once its retention has ended.
+    Raises NotFoundError, UsageError when two origins use the name; HeldError for one that may not be used: disputed,
+    superseded (unless named by its number), withdrawn, or past its retention.
     """
     everything = items(node, every_state=True)
     found = [item for item in everything if reference == str(item.id)]  # a number is ours: no peer can name that
@@ -156,10 +163,15 @@ def content(node: Node, reference: str) -> Content:
     if len({item.origin for item in found}) > 1:
         origins = " or ".join(sorted({f"{item.origin}/{item.name}" for item in found}))
         raise UsageError(f"several origins call an advisory {reference}; say which: {origins}")
-    found.sort(key=lambda item: item.state is not InboxState.CURRENT)
     if not found:
         raise NotFoundError(f"the inbox has no {reference}; see: apostille inbox list")
-    item = found[0]
+    item = min(found, key=lambda item: _ORDER.index(item.state))
+    if item.state is InboxState.EQUIVOCATION:
+        raise HeldError(
+            f"{item.origin} signed two different documents as {item.name} revision {item.revision}: use neither"
+        )
+    if item.state is InboxState.SUPERSEDED and reference != str(item.id):
+        raise HeldError(f"{item.name} was superseded; to see it all the same, name it by its number, {item.id}")
     if item.retain_until is not None and item.retain_until <= node.clock():
         raise HeldError(
             f"{item.name}: its retention ended on {item.retain_until:%Y-%m-%d}; it may not be used any more"

@@ -20,7 +20,7 @@ from nacl.public import PrivateKey, PublicKey, SealedBox
 from nacl.pwhash import argon2id
 
 from federation import ed25519 as signing
-from federation.errors import LockedError, UsageError
+from federation.errors import KeyringError, LockedError, UsageError
 from federation.keyring import Card, OnlineKey, key_id, root_key_id
 from federation.model import NodeId, Role
 from node.certificates import make_certificate
@@ -59,7 +59,7 @@ class Keys:
 
     def signer(self, role: Role, card: Card, now: datetime) -> Signer:
         """The key of `role` that the node's own `card` names and that is valid now. Raises LockedError, UsageError."""
-        key = max(card.valid_keys(role, now), key=lambda k: k.valid_from)
+        key = _current(card, role, now)
         private = self._load(self._home / "keys" / f"{role}-{key.kid}.pem")
         if not isinstance(private, ed25519.Ed25519PrivateKey):
             raise UsageError(f"keys/{role}-{key.kid}.pem: not an Ed25519 key")
@@ -67,7 +67,7 @@ class Keys:
 
     def tls(self, card: Card, now: datetime) -> TlsIdentity:
         """The TLS key and certificate that the card names. Raises LockedError, UsageError."""
-        key = max(card.valid_keys(Role.TLS, now), key=lambda k: k.valid_from)
+        key = _current(card, Role.TLS, now)
         private = self._load(self._home / "keys" / f"{Role.TLS}-{key.kid}.pem")
         pem = private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -189,6 +189,16 @@ def make_online(home: Path, node: NodeId, password: bytes, now: datetime) -> tup
     write_private(home / "keys" / "seal.pem", _pem(sealing, password))
     (home / "keys" / "seal.pub").write_bytes(sealing.public_key().public_bytes_raw())
     return tuple(made)
+
+
+def _current(card: Card, role: Role, now: datetime) -> OnlineKey:
+    try:
+        return max(card.valid_keys(role, now), key=lambda key: key.valid_from)
+    except KeyringError as e:
+        raise UsageError(
+            f"this node's own {role} key is not valid at {now:%Y-%m-%d}: is the clock right?"
+            " This version cannot renew keys"
+        ) from e
 
 
 def _signer(private: ed25519.Ed25519PrivateKey, kid: str) -> Signer:

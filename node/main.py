@@ -136,8 +136,16 @@ def open_node(home: Path) -> Node:
         book=book_of(chosen),
         clock=utc_now,
         entropy=secrets.token_bytes,
-        actor=getpass.getuser(),
+        actor=_local_user(),
     )
+
+
+def _local_user() -> str:
+    """Who runs this command; in a container the user may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def read_settings(home: Path) -> Settings:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import Connection, func, or_, select
 
 from federation.model import NodeId
 from node import quarantine
@@ -11,7 +11,7 @@ from node.agreements import in_force
 from node.context import Node
 from node.inbox import InboxState
 from node.store.database import read
-from node.store.tables import advisories, in_feeds, inbox, out_feeds, peers
+from node.store.tables import advisories, in_feeds, inbox, ledger, out_feeds, peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Overview:
     drafts: int
     issued: int
     agreements_in_force: int
+    withdrawn: tuple[tuple[str, NodeId], ...]  # taken back before or after delivery, and not released again
 
 
 def overview(node: Node) -> Overview:
@@ -87,4 +88,19 @@ def overview(node: Node) -> Overview:
             drafts=tx.execute(count.where(advisories.c.core.is_(None))).scalar_one(),
             issued=tx.execute(count.where(advisories.c.core.is_not(None))).scalar_one(),
             agreements_in_force=len(in_force(tx, now)),
+            withdrawn=_withdrawn(tx),
         )
+
+
+def _withdrawn(tx: Connection) -> tuple[tuple[str, NodeId], ...]:
+    """Advisory and peer of every release that was taken back and has no later one that stands."""
+    standing = select(ledger.c.advisory, ledger.c.peer).where(ledger.c.withdrawn_at.is_(None)).distinct().subquery()
+    rows = tx.execute(
+        select(advisories.c.name, ledger.c.peer)
+        .join_from(ledger, advisories, advisories.c.id == ledger.c.advisory)
+        .outerjoin(standing, (standing.c.advisory == ledger.c.advisory) & (standing.c.peer == ledger.c.peer))
+        .where(ledger.c.withdrawn_at.is_not(None), standing.c.peer.is_(None))
+        .distinct()
+        .order_by(advisories.c.name, ledger.c.peer)
+    ).all()
+    return tuple((row.name, NodeId(row.peer)) for row in rows)

@@ -66,12 +66,15 @@ def release(node: Node, name: str, to: Iterable[NodeId] = ()) -> tuple[Summary, 
     """
     targets = _targets(node, to)
     with write(node.engine) as tx:
+        unsigned = tx.begin_nested()
         summary, own = advisories.issue(node, tx, name)
         agreements = in_force(tx, node.clock())
-        outcomes = []
-        for card in targets:
-            outcome = _judge(node, own, card, agreements)
-            outcomes.append(_append(node, tx, summary, own, outcome, agreements))
+        outcomes = [_judge(node, own, card, agreements) for card in targets]
+        if all(outcome.presented is None for outcome in outcomes):
+            unsigned.rollback()  # nothing leaves, so a draft stays a draft and can still be mended
+        else:
+            unsigned.commit()
+            outcomes = [_append(node, tx, summary, own, outcome, agreements) for outcome in outcomes]
     return summary, tuple(outcomes)
 
 

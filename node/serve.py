@@ -18,6 +18,7 @@ from node.main import open_node
 from node.rpc import server
 from node.rpc.client import PeerLink
 from node.scheduler import Polls
+from node.store import database
 
 DRAIN_S = 5.0  # longer than any call but a page over a slow line, which is simply asked for again
 _log = structlog.get_logger()
@@ -32,6 +33,7 @@ def serve(home: Path, ready: Callable[[str], None]) -> None:
     with lock.hold(home) as held:
         node = open_node(home)
         logs.configure()
+        database.scrub(node.engine)  # if the last process died between an erasure and this
         try:
             asyncio.run(_run(node, held, ready))
         finally:

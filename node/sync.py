@@ -26,7 +26,7 @@ from federation.errors import (
     RemoteError,
 )
 from federation.feed import FeedState, PageBytes, PageEntry, VerifiedPage
-from federation.inbound import Admitted, Receiver, admit, open_delivery, read_advisory
+from federation.inbound import Admitted, Receiver, admit, may_keep_evidence, open_delivery, read_advisory
 from federation.keyring import Card
 from federation.model import NodeId, Role
 from node import agreements, inbox
@@ -82,6 +82,7 @@ class _Judged:
     admitted: Admitted | None = None
     code: str | None = None
     detail: str | None = None
+    keep: bool = True
 
 
 def sync(node: Node, peer: NodeId, link: Link, progress: Callable[[Report], None] = lambda _: None) -> Report:
@@ -220,9 +221,10 @@ def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, pee
             _apply(node, tx, peer, body)
         return _Judged(entry, Outcome.CONTROL)
     except NotAdmittedError as e:
-        return _Judged(entry, Outcome.REFUSED, code=e.code, detail=str(e))
+        return _Judged(entry, Outcome.REFUSED, code=e.code, detail=str(e), keep=False)
     except RemoteError as e:
-        return _Judged(entry, Outcome.QUARANTINED, code=e.code, detail=str(e))
+        keep = not isinstance(body, Delivery) or may_keep_evidence(body.terms, receiver, peer, now)
+        return _Judged(entry, Outcome.QUARANTINED, code=e.code, detail=str(e), keep=keep)
 
 
 def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged) -> None:
@@ -232,7 +234,7 @@ def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged) -> None:
             peer=peer,
             seq=entry.seq,
             leaf_hash=entry.leaf_hash,
-            data=None if judged.outcome in (Outcome.REFUSED, Outcome.ERASED) else entry.data,
+            data=entry.data if judged.keep else None,
             outcome=judged.outcome,
             code=judged.code,
             detail=judged.detail,

@@ -243,7 +243,10 @@ def _situation(
 
 
 def _no_permit(agreement: Agreement, categories: frozenset[Category], form: Form, handling: Handling) -> Rule:
-    what = ", ".join(sorted(categories)) or "an unlabelled part"
+    shared = {
+        category for grant in agreement.grants for category, most in grant.share.items() if most in (Form.FULL, form)
+    }
+    what = ", ".join(sorted(categories - shared or categories)) or "an unlabelled part"
     how = "in full" if form is Form.FULL else "even generalised"
     return Rule(
         "no-permit",

@@ -77,6 +77,7 @@ _NO_TERM_NAMES = """
     recommended under_investigation aggregate_severity algorithm restart_required
 """
 _NO_TERMS = frozenset(_NO_TERM_NAMES.split())
+_IDENTIFIER = re.compile(r"[A-Za-z_]{1,40}")  # what CSAF and our own parts call their members
 _NOT_CLAIMS = frozenset(("_sd", "_sd_alg", "..."))  # RFC 9901: digests, random to everybody
 
 _INVISIBLE = dict.fromkeys(
@@ -112,7 +113,7 @@ def search(outgoing: Mapping[str, Any], plain: Any, withheld: Sequence[Withheld]
     tree = _terms(withheld)
     found: dict[Hit, None] = {}
     for path, value in (*outgoing.items(), (None, plain)):
-        for text in _strings(value, _NOT_CLAIMS):
+        for text in (*_strings(value, _NOT_CLAIMS), *_names(value)):
             for kind, owner in _find(normalise(text), tree):
                 found[Hit(path, kind, owner)] = None
     return tuple(found)
@@ -222,5 +223,17 @@ def _strings(value: Any, skip: frozenset[str]) -> Iterator[str]:
             yield item
         elif isinstance(item, dict):
             stack.extend(v for name, v in item.items() if name not in skip)
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def _names(value: Any) -> Iterator[str]:
+    """The member names below `value` that are no plain identifiers: free-form objects can say things with them."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            yield from (name for name in item if name not in _NOT_CLAIMS and not _IDENTIFIER.fullmatch(name))
+            stack.extend(item.values())
         elif isinstance(item, list):
             stack.extend(item)

@@ -139,8 +139,6 @@ def _member(value: object, known: frozenset[Country], where: str) -> Member:
 
 
 def _country(value: object, known: frozenset[Country], where: str) -> Country:
-    if value is False:
-        raise PolicyError(f'{where}: YAML reads NO as "false": write "NO" in quotes for Norway')
     try:
         code = country(value)
     except MalformedError as e:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from node.agreements import Held
     from node.context import Node
 
+_SHORT_DIGEST = 8  # hexadecimal digits that name an agreement
 app = make.group(
     "Sharing agreements: who may send what to whom, until when. One is in force once every party has signed it.",
     "apostille agreement template > agreement.yaml",
@@ -87,10 +88,13 @@ def countersign(
             metavar="ID|FILE", help="A proposal that is here, by name or digest; or a signed agreement as a file."
         ),
     ],
+    yes: Annotated[bool, typer.Option("--yes", help="The terms were read; sign without asking.")] = False,
     out: Out = None,
     as_json: make.AsJson = False,
 ) -> None:
-    """Adds this node's signature to what another party proposed. Shows the terms first.
+    """Adds this node's signature to what another party proposed. Shows the terms and asks first.
+
+    In a script, where nobody can be asked, name the proposal by its digest (apostille agreement list), or say --yes.
 
     A file that this node has signed before is taken in for the signatures of the others.
     """
@@ -107,6 +111,14 @@ def countersign(
     if path.is_file() and node.id in held.signed_by:
         _finish(held, node.clock(), out, as_json, "Signed by this node before; took in what else is signed in the file")
         return
+    by_digest = agreement.digest.hex().startswith(reference.lower()) and len(reference) >= _SHORT_DIGEST
+    if not yes and not by_digest:
+        if not screen.is_person():
+            raise UsageError(
+                f"nobody can be asked here: name it by its digest, {agreement.digest.hex()[:16]}, or say --yes"
+            )
+        if not typer.confirm("Sign these terms?", err=True):
+            raise exits.RefusedError(f"{agreement.id} was not signed")
     held = agreements.countersign(node, agreement.digest.hex())
     _finish(held, node.clock(), out, as_json, "Signed")
 

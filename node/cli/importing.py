@@ -13,7 +13,7 @@ from federation.errors import (
     UsageError,
 )
 from federation.limits import MAX_DOCUMENT_BYTES
-from federation.model import NodeId, Tlp
+from federation.model import NodeId, Role, Tlp
 from node.advisories import Imported, import_file
 from node.cli import exits, screen, session
 from node.cli.summaries import imported_data, say_unlabelled
@@ -41,6 +41,8 @@ def run(paths: Iterable[Path], tlp: Tlp | None, *, release: bool, to: list[str],
     if to and not release:
         raise UsageError("--to says where to release; add --release")
     node = session.node()
+    if release:
+        node.keys.signer(Role.ISSUE, node.card, node.clock())  # a wrong passphrase is found before anything is kept
     tally = _Tally()
     targets = _targets(node, to) if release else None
     try:

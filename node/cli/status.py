@@ -36,6 +36,7 @@ def status(as_json: make.AsJson = False) -> None:
                 "drafts": found.drafts,
                 "issued": found.issued,
                 "agreements_in_force": found.agreements_in_force,
+                "withdrawn": [{"advisory": name, "peer": peer} for name, peer in found.withdrawn],
             }
         )
         return
@@ -50,6 +51,10 @@ def status(as_json: make.AsJson = False) -> None:
             ("Set aside", f"{found.set_aside} (apostille quarantine list)" if found.set_aside else 0),
         ]
     )
+    for name, peer in found.withdrawn:
+        screen.note(
+            f"{name} was taken back from {peer}, as rules or agreements changed. Release it again, or leave it so."
+        )
     if not found.exchanges:
         screen.note("No peer is enrolled. Take one in with: apostille peer enrol CARD")
         return

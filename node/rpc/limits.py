@@ -2,8 +2,9 @@
 
 CALLS_PER_SECOND = 50  # a peer that catches up over pages of 1 MiB makes about 40 calls a second at most
 CALL_BURST = 100  # calls that a quiet peer may make at once, such as after both were down
-CALLS_AT_ONCE = 2  # of one method by one peer: an honest sync makes one; a retry may overlap a call that timed out
-WORKER_THREADS = 4  # blocking work; one peer can hold half of them with pulls at most
+CALLS_AT_ONCE = 3  # by one peer: an honest one syncs, notifies, and may repeat a call that timed out
+WORKER_THREADS = 8  # blocking work; one peer can hold fewer than half of them
+IDENTIFY_THREADS = 2  # who calls is found out apart, so that busy workers keep nobody waiting for that
 RPCS_AT_ONCE = 256  # all peers together; beyond it gRPC itself answers RESOURCE_EXHAUSTED
 AUDIT_INTERVAL_S = (
     60  # one audit row for the same refusal of the same peer in that time: a flood must not fill the disk

@@ -4,7 +4,7 @@ Kept in memory: a restart forgives. Refused before anything of the request is re
 """
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from federation.errors import OverQuotaError
 from federation.model import NodeId
@@ -17,7 +17,7 @@ class _Share:
 
     tokens: float
     at_s: float
-    at_once: dict[str, int] = field(default_factory=dict)
+    at_once: int = 0
 
 
 class Quota:
@@ -27,7 +27,7 @@ class Quota:
         self._shares: dict[NodeId, _Share] = {}
         self._lock = threading.Lock()
 
-    def enter(self, peer: NodeId, method: str, now_s: float) -> None:
+    def enter(self, peer: NodeId, now_s: float) -> None:
         """Takes one call from the share of `peer`; `leave` must follow. Raises OverQuotaError, and takes nothing."""
         with self._lock:
             share = self._shares.setdefault(peer, _Share(CALL_BURST, now_s))
@@ -35,12 +35,12 @@ class Quota:
             share.at_s = now_s
             if share.tokens < 1:
                 raise OverQuotaError(f"{peer}: over {CALLS_PER_SECOND} calls a second")
-            if share.at_once.get(method, 0) >= CALLS_AT_ONCE:
-                raise OverQuotaError(f"{peer}: over {CALLS_AT_ONCE} calls of {method} at once")
+            if share.at_once >= CALLS_AT_ONCE:
+                raise OverQuotaError(f"{peer}: over {CALLS_AT_ONCE} calls at once")
             share.tokens -= 1
-            share.at_once[method] = share.at_once.get(method, 0) + 1
+            share.at_once += 1
 
-    def leave(self, peer: NodeId, method: str) -> None:
+    def leave(self, peer: NodeId) -> None:
         """Says that a call is over, its work included."""
         with self._lock:
-            self._shares[peer].at_once[method] -= 1
+            self._shares[peer].at_once -= 1

@@ -123,9 +123,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
 class Guard(grpc.aio.ServerInterceptor):
     """What stands before every call; see the module's docstring."""
 
-    def __init__(self, node: Node, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, node: Node, threads: ThreadPoolExecutor, gate: ThreadPoolExecutor) -> None:
         self._node = node
         self._threads = threads
+        self._gate = gate
         self._quota = Quota()
         self._audited_at_s: dict[tuple[str, str, str], float] = {}
         self._lock = threading.Lock()
@@ -156,11 +157,11 @@ class Guard(grpc.aio.ServerInterceptor):
         """(1) who calls, by exact key; (2) within its quota; (3) the request, without unknown fields; (4) the call."""
         now_s, caller = asyncio.get_running_loop().time(), None
         try:
-            caller = await asyncio.wrap_future(self._threads.submit(self._identify, context))  # (1)
-            self._quota.enter(caller.node, method, now_s)  # (2)
+            caller = await asyncio.wrap_future(self._gate.submit(self._identify, context))  # (1)
+            self._quota.enter(caller.node, now_s)  # (2)
             work: Future[Message] = self._threads.submit(_call, method, handler, data, caller)  # (3) (4)
             # a cancelled call gives its place back when its thread is done, not before
-            work.add_done_callback(partial(self._leave, caller.node, method))
+            work.add_done_callback(partial(self._leave, caller.node))
             return await asyncio.wrap_future(work)
         except Exception as e:  # noqa: BLE001 - the boundary: whatever it is, the peer gets a neutral word
             code, word = refusal_of(e)
@@ -170,8 +171,8 @@ class Guard(grpc.aio.ServerInterceptor):
             await asyncio.wrap_future(self._threads.submit(self._account, name, method, code, e, now_s))
         return await context.abort(code, word)
 
-    def _leave(self, peer: NodeId, method: str, _done: Future[Message]) -> None:
-        self._quota.leave(peer, method)
+    def _leave(self, peer: NodeId, _done: Future[Message]) -> None:
+        self._quota.leave(peer)
 
     def _identify(self, context: "Context") -> Card:
         return peer_of(context.auth_context(), trusted_cards(self._node), self._node.clock())
@@ -199,16 +200,17 @@ class Guard(grpc.aio.ServerInterceptor):
 class RunningServer:
     """A server that accepts calls. `address` is where it is bound, with the port that was chosen for port 0."""
 
-    def __init__(self, server: grpc.aio.Server, threads: ThreadPoolExecutor, address: str, port: int) -> None:
+    def __init__(self, server: grpc.aio.Server, pools: tuple[ThreadPoolExecutor, ...], address: str, port: int) -> None:
         self._server = server
-        self._threads = threads
+        self._pools = pools
         self.address = address
         self.port = port
 
     async def stop(self, grace_s: float) -> None:
         """Accepts nothing more, lets open calls go on for `grace_s`, then ends them."""
         await self._server.stop(grace_s)
-        await asyncio.to_thread(self._threads.shutdown)
+        for pool in self._pools:
+            await asyncio.to_thread(pool.shutdown)
 
 
 async def start(node: Node, on_notify: Callable[[NodeId], None]) -> RunningServer:
@@ -219,8 +221,9 @@ async def start(node: Node, on_notify: Callable[[NodeId], None]) -> RunningServe
     """
     credentials = server_credentials(node)
     threads = ThreadPoolExecutor(limits.WORKER_THREADS, "rpc")
+    gate = ThreadPoolExecutor(limits.IDENTIFY_THREADS, "rpc-gate")
     server = grpc.aio.server(
-        interceptors=(Guard(node, threads),), options=_OPTIONS, maximum_concurrent_rpcs=limits.RPCS_AT_ONCE
+        interceptors=(Guard(node, threads, gate),), options=_OPTIONS, maximum_concurrent_rpcs=limits.RPCS_AT_ONCE
     )
     exchange_pb2_grpc.add_ExchangeServicer_to_server(  # type: ignore[no-untyped-call]  # generated code
         ExchangeServicer(node, on_notify), server
@@ -232,7 +235,7 @@ async def start(node: Node, on_notify: Callable[[NodeId], None]) -> RunningServe
     except RuntimeError as e:
         raise UsageError(_why_not(node.listen)) from e
     await server.start()
-    return RunningServer(server, threads, f"{host}:{port}", port)
+    return RunningServer(server, (threads, gate), f"{host}:{port}", port)
 
 
 def refusal_of(error: Exception) -> tuple[grpc.StatusCode, str]:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from config import data, settings
+from config.settings import Settings
 from federation import csaf
 from federation.csaf import Problem
 from federation.errors import (
     MalformedError,
     UsageError,
 )
-from federation.model import Country, JsonObject, Tlp, instant, instant_text
+from federation.model import Country, JsonObject, NodeId, Tlp, instant, instant_text
 from federation.yamltext import load
 from node import cases, releases
 from node.main import init_home
@@ -139,3 +141,15 @@ def test_a_home_that_is_a_file_is_a_mistake_that_is_told(tmp_path: Path) -> None
     home.write_text("x", encoding="utf-8")
     with pytest.raises(UsageError):
         _init(home)
+
+
+def test_every_country_can_have_a_node_norway_too() -> None:
+    for code in data.countries():
+        chosen = Settings(NodeId("cert.xx.example"), Country(code), ADDRESS, ADDRESS, 60, ("eu-gdpr",))
+        assert settings.read(settings.write(chosen), "apostille.yaml") == chosen
+
+
+def test_a_country_code_is_never_taken_for_false() -> None:
+    assert load("storage: [NO, no, off, yes, true, false]", "f.yaml") == {
+        "storage": ["NO", "no", "off", "yes", True, False]
+    }

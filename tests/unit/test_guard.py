@@ -50,15 +50,14 @@ def test_a_withheld_name_in_a_note_is_found_and_named_by_place_only() -> None:
         "jane_doe",
         "Jane.Doe found it",
         {"deep": [{"er": ["x", "Jane Doe"]}]},
+        {"deep": [{"Jane Doe": 1}]},
     ],
 )
 def test_a_name_is_found_however_it_is_written(text: Any) -> None:
     assert found(text, REPORTER) == [Kind.PERSON]
 
 
-@pytest.mark.parametrize(
-    "text", ["Mary-Jane Doerr", "Janet Doe", "jane", {"Jane Doe": "a key is no claim"}, {"_sd": ["Jane Doe"]}]
-)
+@pytest.mark.parametrize("text", ["Mary-Jane Doerr", "Janet Doe", "jane", {"_sd": ["Jane Doe"]}])
 def test_a_part_of_a_word_is_no_hit(text: Any) -> None:
     assert found(text, REPORTER) == []
 

@@ -331,3 +331,69 @@ def test_a_problem_is_noted_with_its_code(world: World) -> None:
         sync.sync(world[DE], FR, LyingLink(world.link(DE, FR), lost=1))
     with read(world[DE].engine) as tx:
         assert tx.execute(select(in_feeds.c.problem).where(in_feeds.c.peer == FR)).scalar_one() == "UNREACHABLE"
+
+
+@pytest.mark.invariant("I12")
+def test_what_is_disputed_is_not_used_and_its_proof_cannot_be_taken_back(world: World) -> None:
+    fr, de = world[FR], world[DE]
+    held = agreements.find(fr, AGREEMENT)
+    presentation = issued(fr, import_document(fr, document("X")))
+    for earlier in (0, 1):
+        payload = payload_of(presentation.core)
+        payload["iat"] -= earlier
+        core = signed_core(fr, payload)
+        terms = replace(terms_for(fr, DE, "X", held), core_digest=hashlib.sha256(core).digest())
+        append_by_hand(fr, DE, Delivery(Presentation(core, presentation.disclosures), terms))
+    world.sync(DE, FR)
+    disputed = [item for item in inbox.items(de, every_state=True) if item.state is InboxState.EQUIVOCATION]
+    assert len(disputed) == 2
+    for reference in ("X", str(disputed[0].id)):
+        with pytest.raises(HeldError, match="use neither"):
+            inbox.content(de, reference)
+    append_by_hand(fr, DE, Withdrawal(tuple(sorted(item.seq for item in disputed)), "no-longer-permitted"))
+    world.sync(DE, FR)
+    with read(de.engine) as tx:
+        kept = tx.execute(select(in_entries.c.data).where(in_entries.c.seq.in_([i.seq for i in disputed]))).scalars()
+        assert all(kept.all())
+
+
+def test_a_superseded_revision_is_named_by_its_number_or_not_at_all(world: World) -> None:
+    fr, de = world[FR], world[DE]
+    releases.release(fr, import_document(fr, document("X")))
+    world.sync(DE, FR)
+    (item,) = inbox.items(de)
+    append_by_hand(fr, DE, _again(world))
+    world.sync(DE, FR)
+    append_by_hand(fr, DE, Withdrawal((item.seq + 1,), "no-longer-permitted"))
+    world.sync(DE, FR)
+    with pytest.raises(HeldError, match="superseded"):
+        inbox.content(de, "X")
+    assert inbox.content(de, str(item.id)).item.name == "X"
+
+
+def _again(world: World) -> Delivery:
+    held = agreements.find(world[FR], AGREEMENT)
+    return Delivery(issued(world[FR], "X"), terms_for(world[FR], DE, "X", held))
+
+
+@pytest.mark.invariant("I10")
+def test_who_has_no_agreement_cannot_plant_bytes_here(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    fr = world[FR]
+    held = agree(world)
+    presentation = issued(fr, import_document(fr, document("X", title="CANARY-PLANTED")))
+    payload = payload_of(presentation.core)
+    payload["handling"]["home"] = "US"
+    core = signed_core(fr, payload)
+    for agreement_digest in (b"\x07" * 32, held.agreement.digest):
+        terms = replace(
+            terms_for(fr, DE, "X", held),
+            core_digest=hashlib.sha256(core).digest(),
+            agreement_digest=agreement_digest,
+        )
+        append_by_hand(fr, DE, Delivery(Presentation(core, presentation.disclosures), terms))
+        world.sync(DE, FR)
+        assert rows(world)[-1][1:] == (Outcome.QUARANTINED, "BAD_HANDLING")
+        kept = agreement_digest == held.agreement.digest
+        assert files_hold(world[DE], b"CANARY-PLANTED") is kept
+    world.close()

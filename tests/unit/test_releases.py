@@ -352,7 +352,7 @@ def test_a_proposal_is_checked_before_it_is_signed(world: World) -> None:
     for text, rule in (
         (terms_text(world, parties=f"[{DE}, {IN}]"), "no party"),
         (terms_text(world, parties=f"[{FR}, {IN}]"), "enrol"),
-        (terms_text(world, version=2, previous="ab" * 32), "names no version"),
+        (terms_text(world, version=2, previous="ab" * 32), "must name version 1"),
         (
             terms_text(
                 world,
@@ -427,3 +427,12 @@ def test_delivery_and_presentation_are_what_the_ledger_says(world: World) -> Non
     assert outcome.presented is not None
     assert body.presentation == outcome.presented.presentation
     assert body.terms.core_digest == releases.ledger_rows(world[FR])[0].core_digest
+
+
+def test_a_draft_of_which_nothing_leaves_stays_a_draft(world: World) -> None:
+    fr = world[FR]
+    name = import_document(fr, document("RED"), handling={"tlp": "RED", "recipients": ["cert.ke.example"]})
+    _, outcomes = releases.release(fr, name)
+    assert all(outcome.presented is None for outcome in outcomes)
+    (summary,) = (advisory for advisory in advisories.all_advisories(fr) if advisory.name == name)
+    assert summary.state is advisories.State.DRAFT

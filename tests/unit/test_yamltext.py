@@ -23,7 +23,7 @@ def test_plain_data_is_read_and_dates_stay_text() -> None:
         ("x:\n  a: 1\n  a: 2\n", "line 3", "stands twice"),
         ("a: &same [1]\nb: *same\n", "line 2", "aliases"),
         ("a: 1\n1: b\n", "line 2", "key must be text"),
-        ("a: 1\nno: b\n", "line 2", "key must be text"),
+        ("a: 1\n2: b\n", "line 2", "key must be text"),
         ("? [a, b]\n: 1\n", "line 1", "key must be text"),
         ("base: 1\n<<: {a: 1}\n", "line 2", "merge"),
         ("a: !!python/object/apply:os.system [ls]\n", "line 1", "tag"),
