@@ -1,7 +1,7 @@
 """Takes each defence of `defences.toml` out of a copy of the tree and shows that its tests turn red: a test that stays
 green without the defence that it names defends nothing.
 
-    python -m tests.defences                 all of them, in about two minutes on two cores
+    python -m tests.defences                 all of them: two to three minutes of two idle cores
     python -m tests.defences I5 I8           those of some invariants
 
 The tree that is tested is what git would commit, copied; nothing in the working tree is touched, and nothing in shipped

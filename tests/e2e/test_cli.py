@@ -142,8 +142,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     (folder / "agreement.yaml").write_text(AGREEMENT.format(until="2099-01-01T00:00:00Z"), encoding="utf-8")
     for home, words in (
         (two.fr, ("agreement", "propose", "agreement.yaml", "--out", "signed.json")),
-        (two.de, ("agreement", "countersign", "signed.json", "--out", "both.json")),
-        (two.fr, ("agreement", "countersign", "both.json")),
+        (two.de, ("agreement", "countersign", "signed.json", "--yes", "--out", "both.json")),
+        (two.fr, ("agreement", "countersign", "both.json", "--yes")),
         (two.fr, ("advisory", "import", str(EXAMPLES))),
     ):
         done = run(home, *words)
