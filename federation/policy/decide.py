@@ -76,7 +76,7 @@ def decide(
                 answers[categories, form] = (
                     answer
                     if answer.allowed or answer.rules
-                    else replace(answer, rules=(_no_permit(agreement, categories, form, handling),))
+                    else replace(answer, rules=(_no_permit(agreement, sender, recipient, categories, form, handling),))
                 )
             return answers[categories, form]
 
@@ -242,10 +242,21 @@ def _situation(
     )
 
 
-def _no_permit(agreement: Agreement, categories: frozenset[Category], form: Form, handling: Handling) -> Rule:
-    shared = {
-        category for grant in agreement.grants for category, most in grant.share.items() if most in (Form.FULL, form)
-    }
+def _no_permit(
+    agreement: Agreement,
+    sender: NodeId,
+    recipient: NodeId,
+    categories: frozenset[Category],
+    form: Form,
+    handling: Handling,
+) -> Rule:
+    clauses = [
+        grant
+        for grant in agreement.grants
+        if sender in grant.senders and recipient in grant.receivers
+        if handling.tlp in grant.tlp and handling.tier in grant.tiers
+    ]
+    shared = {category for grant in clauses for category, most in grant.share.items() if most in (Form.FULL, form)}
     what = ", ".join(sorted(categories - shared or categories)) or "an unlabelled part"
     how = "in full" if form is Form.FULL else "even generalised"
     return Rule(
