@@ -147,25 +147,25 @@ def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
 def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime) -> Admitted:
     """Whether this node may keep an advisory that `sender` delivered.
 
-    (1) the origin's home is what its card says; (2) the sender is the origin; (3) the terms name an agreement that is
-    in force; (4) storage in this country is allowed by handling, agreement and terms, and the retention has not ended;
-    (5) the agreement's permits and our own law let us store what arrived; (6) the terms are no wider than agreement and
-    signed handling. What fails at (2) to (5) may not be stored, so those come before (6), whose bytes are evidence.
-    Raises NotAdmittedError, HandlingError or TermsError.
+    (1) the sender is the origin; (2) the terms name an agreement that is in force; (3) storage in this country is
+    allowed by handling, agreement and terms, and the retention has not ended; (4) the origin's home is what its card
+    says, since law asks for it; (5) the agreement's permits and our own law let us store what arrived; (6) the terms
+    are no wider than agreement and signed handling. What fails at (1), (2), (3) or (5) may not be stored; the rest is
+    evidence. Raises NotAdmittedError, HandlingError or TermsError.
     """
-    if advisory.handling.home != receiver.keyring.card(advisory.origin).jurisdiction:  # (1)
-        raise HandlingError("handling: home is not the jurisdiction on the origin's card")
-    if advisory.origin != sender:  # (2)
+    if advisory.origin != sender:  # (1)
         raise NotAdmittedError(f"{sender} delivers an advisory of {advisory.origin}: relaying is not agreed")
     agreement = receiver.agreements.get(advisory.terms.agreement_digest)
-    if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):  # (3)
+    if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):  # (2)
         raise NotAdmittedError("the terms name no agreement that is in force between us")
-    for places in (advisory.handling.storage, agreement.storage, advisory.terms.storage):  # (4)
+    for places in (advisory.handling.storage, agreement.storage, advisory.terms.storage):  # (3)
         if places is not None and receiver.country not in places:
             raise NotAdmittedError("storage in this country is not allowed", ("handling/storage",))
     for end in (advisory.handling.retain_until, advisory.terms.retain_until):
         if end is not None and end <= now:
             raise NotAdmittedError("the retention has ended", ("handling/expired",))
+    if advisory.handling.home != receiver.keyring.card(advisory.origin).jurisdiction:  # (4)
+        raise HandlingError("handling: home is not the jurisdiction on the origin's card")
     rules = may_store(  # (5)
         _categories_by_form(advisory.elements),
         advisory.handling,

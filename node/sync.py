@@ -125,8 +125,10 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
         retried = False
         try:
             counts = _commit(node, card.node, state, verified)
-        except ConflictError:  # another process of this home took in this page first: go on from where it is
-            continue
+        except ConflictError:
+            if load_state(node, card.node).cursor == state.cursor:
+                raise
+            continue  # another process of this home took in this page first: go on from where it is
         report.pages += 1
         for outcome, count in counts.items():
             report.counts[outcome] = report.counts.get(outcome, 0) + count

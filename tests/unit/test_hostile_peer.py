@@ -414,3 +414,13 @@ def test_a_version_that_only_equals_one_is_refused(world: World, version: object
     agree(world)
     _send(world, "X", lambda payload: payload.update(v=version))
     assert world.sync(DE, FR).counts == {Outcome.QUARANTINED: 1}
+
+
+@pytest.mark.invariant("I12")
+def test_an_agreement_between_others_is_not_taken_in(three: World) -> None:
+    fr, de, india = three[FR], three[DE], three[IN]
+    other = terms.from_yaml(terms_text(three, agreement="theirs", parties=f"[{DE}, {IN}]"), "theirs.yaml")
+    signed = jws.SignedDocument(other.canonical, tuple(agreements._sign(node, other) for node in (de, india)))
+    append_by_hand(de, FR, AgreementOffer(jws.serialise(signed)))
+    assert three.sync(FR, DE).counts == {Outcome.REFUSED: 1}
+    assert agreements.all_held(fr) == ()

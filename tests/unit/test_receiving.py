@@ -383,7 +383,7 @@ def test_who_has_no_agreement_cannot_plant_bytes_here(tmp_path: Path) -> None:
     held = agree(world)
     presentation = issued(fr, import_document(fr, document("X", title="CANARY-PLANTED")))
     payload = payload_of(presentation.core)
-    payload["handling"]["home"] = "US"
+    del payload["handling"]["tier"]
     core = signed_core(fr, payload)
     for agreement_digest in (b"\x07" * 32, held.agreement.digest):
         terms = replace(
