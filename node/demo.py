@@ -311,13 +311,13 @@ _Outcomes = dict[tuple[str, str, str], dict[NodeId, tuple[Decision, int | None]]
 
 def _outcomes(sites: tuple[Site, ...]) -> _Outcomes:
     """By advisory: what each peer got, with the sequence number under which that peer acknowledged it."""
-    from node import advisories, releases
+    from node import advisories, ledger, releases
     from node.main import open_node
 
     found: _Outcomes = {}
     for site in sites:
         node = open_node(site.home)
-        acknowledged = {(row.name, row.peer): row.seq for row in releases.ledger_rows(node) if row.receipt}
+        acknowledged = {(row.name, row.peer): row.seq for row in ledger.rows(node) if row.receipt}
         for advisory in advisories.all_advisories(node):
             _, outcomes = releases.preview(node, advisory.name)
             found[advisory.name, advisory.title, advisory.handling.tlp] = {

@@ -25,6 +25,17 @@ _ORDER: Final = ("current", "equivocation", "superseded", "withdrawn")  # which 
 _TAKEN_BACK = "(withdrawn by its sender)"
 
 
+class Disposition(StrEnum):
+    """What became of a received entry."""
+
+    ADMITTED = "admitted"
+    CONTROL = "control"
+    QUARANTINED = "quarantined"
+    REFUSED = "refused"
+    ERASED = "erased"
+    WITHDRAWN = "withdrawn"
+
+
 class InboxState(StrEnum):
     """What may be done with a received revision. Only `current` is worked with."""
 
@@ -116,7 +127,7 @@ def withdraw(tx: Connection, peer: NodeId, seqs: tuple[int, ...]) -> None:
     tx.execute(
         update(in_entries)
         .where(in_entries.c.peer == peer, in_entries.c.seq.in_(seqs), in_entries.c.seq.not_in(disputed))
-        .values(data=None, outcome="withdrawn")
+        .values(data=None, outcome=Disposition.WITHDRAWN)
     )
     tx.execute(
         update(inbox)

@@ -1,4 +1,4 @@
-"""Releasing: deciding what each peer gets, appending it to that peer's feed, and the account of it.
+"""Releasing: deciding what each peer gets, and appending it to that peer's feed.
 
 A release signs the advisory if it was a draft, decides for each peer under the agreement in force, presents, and
 appends entry and ledger row in one transaction: no disclosure without its row (I14). Serving asks policy again (I11):
@@ -7,7 +7,6 @@ what may no longer go is withdrawn in place of being sent.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -25,10 +24,10 @@ from node import advisories, feeds
 from node.advisories import Summary
 from node.agreements import in_force
 from node.context import Node
+from node.ledger import account
 from node.peers import all_peers, trusted_card
 from node.store.database import read, record, scrub, write
-from node.store.tables import advisories as advisory_table
-from node.store.tables import ledger, out_entries, out_feeds
+from node.store.tables import ledger, out_entries
 
 _GAIN = {Form.FULL: 2, Form.GENERALISED: 1, Form.WITHHELD: 0}
 _NO_LONGER_PERMITTED = "no-longer-permitted"
@@ -110,55 +109,6 @@ def withdraw_what_may_not_go(node: Node, card: Card, seqs: range) -> tuple[int, 
     return doubtful
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRow:
-    """One disclosure. `receipt` tells whether the peer has acknowledged it as durable."""
-
-    at: datetime
-    by: str
-    peer: NodeId
-    seq: int
-    name: str
-    revision: int
-    core_digest: bytes
-    agreement_digest: bytes
-    elements: tuple[tuple[str, Form, tuple[str, ...]], ...]
-    withdrawn_at: datetime | None
-    receipt: bool
-
-
-def ledger_rows(node: Node, peer: NodeId | None = None, name: str | None = None) -> tuple[LedgerRow, ...]:
-    """Every disclosure of this node, oldest first; of one peer or one advisory if asked."""
-    query = (
-        select(ledger, advisory_table.c.name, advisory_table.c.revision, out_feeds.c.receipt_size)
-        .join(advisory_table, advisory_table.c.id == ledger.c.advisory)
-        .join(out_feeds, out_feeds.c.peer == ledger.c.peer)
-        .order_by(ledger.c.id)
-    )
-    if peer is not None:
-        query = query.where(ledger.c.peer == peer)
-    if name is not None:
-        query = query.where(advisory_table.c.name == name)
-    with read(node.engine) as tx:
-        rows = tx.execute(query).all()
-    return tuple(
-        LedgerRow(
-            at=row.at,
-            by=row.by,
-            peer=NodeId(row.peer),
-            seq=row.seq,
-            name=row.name,
-            revision=row.revision,
-            core_digest=row.core_digest,
-            agreement_digest=row.agreement_digest,
-            elements=tuple((path, Form(form), tuple(rules)) for path, form, rules in row.elements),
-            withdrawn_at=row.withdrawn_at,
-            receipt=row.receipt_size > row.seq,
-        )
-        for row in rows
-    )
-
-
 def _targets(node: Node, to: Iterable[NodeId]) -> tuple[Card, ...]:
     chosen = tuple(to)
     if chosen:
@@ -200,7 +150,7 @@ def _append(
 ) -> Outcome:
     if outcome.presented is None or outcome.decision.agreement_digest is None:
         return outcome
-    elements = _account(outcome.decision)
+    elements = account(outcome.decision)
     agreement = agreements[outcome.decision.agreement_digest]
     previous = tx.execute(
         select(ledger.c.seq, ledger.c.elements, ledger.c.agreement_digest)
@@ -232,10 +182,6 @@ def _append(
     )
     record(tx, at=now, by=node.actor, act="release", subject=summary.name, detail=f"{outcome.peer} {seq}")
     return Outcome(outcome.peer, outcome.decision, outcome.presented, None, seq)
-
-
-def _account(decision: Decision) -> list[list[Any]]:
-    return [[e.element.path, e.form.value, [rule.id for rule in e.rules]] for e in decision.elements]
 
 
 def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ quarantined and the feed goes on (I10); of what may not be kept, only leaf hash 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Protocol
 
 from sqlalchemy import Connection, insert, select, update
@@ -31,22 +30,12 @@ from federation.keyring import Card
 from federation.model import NodeId, Role
 from node import agreements, inbox
 from node.context import Node
+from node.inbox import Disposition
 from node.peers import keyring, trusted_card
 from node.store.database import one_row, read, record, scrub, write
 from node.store.tables import in_entries, in_feeds
 
 STALE_AFTER_POLLS = 2
-
-
-class Outcome(StrEnum):
-    """What became of a received entry."""
-
-    ADMITTED = "admitted"
-    CONTROL = "control"
-    QUARANTINED = "quarantined"
-    REFUSED = "refused"
-    ERASED = "erased"
-    WITHDRAWN = "withdrawn"
 
 
 class Link(Protocol):
@@ -65,7 +54,7 @@ class Report:
 
     peer: NodeId
     pages: int = 0
-    counts: dict[Outcome, int] = field(default_factory=dict)
+    counts: dict[Disposition, int] = field(default_factory=dict)
 
     @property
     def entries(self) -> int:
@@ -78,7 +67,7 @@ class _Judged:
     """An entry with what is to become of it, before it is committed."""
 
     entry: PageEntry
-    outcome: Outcome
+    outcome: Disposition
     admitted: Admitted | None = None
     code: str | None = None
     detail: str | None = None
@@ -161,13 +150,13 @@ def _receipt(node: Node, state: FeedState) -> bytes:
     return checkpoint.cosign(state.head, node.id, int(now.timestamp()), signer.sign, signer.public)
 
 
-def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> dict[Outcome, int]:
+def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> dict[Disposition, int]:
     """Judges the entries in their order and stores the whole page, in one transaction.
 
     In their order, because an agreement or its last signature may come just before what it allows.
     """
     now, after = node.clock(), page.state
-    counts: dict[Outcome, int] = {}
+    counts: dict[Disposition, int] = {}
     with write(node.engine) as tx:
         moved = tx.execute(
             update(in_feeds)
@@ -190,7 +179,7 @@ def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> 
             judged = _judge(node, tx, entry, receiver, peer)
             _store(node, tx, peer, judged)
             counts[judged.outcome] = counts.get(judged.outcome, 0) + 1
-            if judged.outcome is Outcome.CONTROL:
+            if judged.outcome is Disposition.CONTROL:
                 receiver = _receiver(node, tx, now)
     if any(entry.envelope and isinstance(entry.envelope.body, Withdrawal) for entry in page.entries):
         scrub(node.engine)
@@ -211,22 +200,22 @@ def _receiver(node: Node, tx: Connection, now: datetime) -> Receiver:
 def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, peer: NodeId) -> _Judged:
     """What becomes of one entry; control traffic takes effect here."""
     if entry.bad is not None:
-        return _Judged(entry, Outcome.QUARANTINED, code=entry.bad.code, detail=str(entry.bad))
+        return _Judged(entry, Disposition.QUARANTINED, code=entry.bad.code, detail=str(entry.bad))
     if entry.envelope is None:
-        return _Judged(entry, Outcome.ERASED)
+        return _Judged(entry, Disposition.ERASED)
     body, now = entry.envelope.body, node.clock()
     try:
         if isinstance(body, Delivery):
             advisory = read_advisory(open_delivery(body, receiver, now), receiver.labels, now)
-            return _Judged(entry, Outcome.ADMITTED, admit(advisory, receiver, peer, now))
+            return _Judged(entry, Disposition.ADMITTED, admit(advisory, receiver, peer, now))
         with tx.begin_nested():
             _apply(node, tx, peer, body)
-        return _Judged(entry, Outcome.CONTROL)
+        return _Judged(entry, Disposition.CONTROL)
     except NotAdmittedError as e:
-        return _Judged(entry, Outcome.REFUSED, code=e.code, detail=str(e), keep=False)
+        return _Judged(entry, Disposition.REFUSED, code=e.code, detail=str(e), keep=False)
     except RemoteError as e:
         keep = not isinstance(body, Delivery) or may_keep_evidence(body.terms, receiver, peer, now)
-        return _Judged(entry, Outcome.QUARANTINED, code=e.code, detail=str(e), keep=keep)
+        return _Judged(entry, Disposition.QUARANTINED, code=e.code, detail=str(e), keep=keep)
 
 
 def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged) -> None:

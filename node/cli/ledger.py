@@ -7,7 +7,7 @@ import typer
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.releases import LedgerRow
+    from node.ledger import LedgerRow
 
 app = make.group(
     "The account of every disclosure: what went to whom, which parts, under which agreement and rules, by whom.",
@@ -32,9 +32,9 @@ def list_rows(
 ) -> None:
     """Lists disclosures, oldest first. Acknowledged: the peer has signed that it holds the entry durably."""
     from federation.model import Form, NodeId
-    from node import releases
+    from node import ledger
 
-    rows = releases.ledger_rows(session.node(), NodeId(peer) if peer is not None else None, advisory)
+    rows = ledger.rows(session.node(), NodeId(peer) if peer is not None else None, advisory)
     if as_json:
         screen.emit([_data(row, elements=elements) for row in rows])
         return

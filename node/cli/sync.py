@@ -75,9 +75,9 @@ def _fetch(node: "Node", card: "Card") -> "tuple[Report, ApostilleError | None]"
 
 
 def _counts(report: "Report") -> tuple[int, ...]:
-    from node.sync import Outcome
+    from node.inbox import Disposition
 
-    order = (Outcome.ADMITTED, Outcome.CONTROL, Outcome.QUARANTINED, Outcome.REFUSED)
+    order = (Disposition.ADMITTED, Disposition.CONTROL, Disposition.QUARANTINED, Disposition.REFUSED)
     return tuple(report.counts.get(outcome, 0) for outcome in order)
 
 

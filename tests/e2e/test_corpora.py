@@ -32,9 +32,9 @@ from federation.outbound import OwnAdvisory
 from federation.policy.guard import Withheld, search
 from node import advisories, feeds, inbox, main, releases
 from node.context import Node
+from node.inbox import Disposition
 from node.store.database import read
 from node.store.tables import in_entries, metadata
-from node.sync import Outcome
 from tests.e2e.net import Net, until
 from tests.nodes import DE, EVERYTHING, FR, IN, World, agree, make_world, terms_text
 
@@ -158,7 +158,7 @@ def test_every_valid_document_is_released_and_every_other_refused_with_its_reaso
 @pytest.mark.invariant("I9")
 def test_all_of_it_arrives_equal_under_a_full_agreement(exchanged: Exchanged) -> None:
     germany = exchanged.net.world[DE]
-    assert _outcomes(germany) <= {Outcome.ADMITTED, Outcome.CONTROL}
+    assert _outcomes(germany) <= {Disposition.ADMITTED, Disposition.CONTROL}
     items = inbox.items(germany)
     assert {item.name for item in items} == set(exchanged.source)
     for item in items:

@@ -30,7 +30,7 @@ from federation.errors import (
 )
 from federation.keyring import Card
 from federation.model import Role
-from node import agreements, peers, releases, serving
+from node import agreements, ledger, peers, serving
 from node.context import Node
 from node.rpc import limits, server
 from node.rpc.quota import Quota
@@ -61,10 +61,10 @@ class TestExchange:
         release(net.world, "FR-1")
         net.serve(FR)
         fr, de = net.world[FR], net.world[DE]
-        assert not any(row.receipt for row in releases.ledger_rows(fr, DE))
+        assert not any(row.receipt for row in ledger.rows(fr, DE))
         assert net.sync(DE, FR) == 1
         assert names_in_inbox(de) == {"FR-1"}
-        assert all(row.receipt for row in releases.ledger_rows(fr, DE))
+        assert all(row.receipt for row in ledger.rows(fr, DE))
         assert acknowledged(fr, DE) == len(history(fr, DE))
         assert net.sync(DE, FR) == 0
         assert refusals(fr) == []

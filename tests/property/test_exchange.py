@@ -14,7 +14,7 @@ from federation import merkle
 from federation.entries import ErasedItem
 from federation.errors import UnreachableError
 from federation.model import NodeId
-from node import agreements, inbox, releases, sync
+from node import agreements, inbox, ledger, releases, sync
 from node.store.database import read
 from node.store.tables import in_entries, out_feeds
 from tests.nodes import (
@@ -118,9 +118,9 @@ def test_nodes_converge_under_any_order_of_delivery(steps: list[tuple[str, objec
                 feed = tx.execute(select(out_feeds).where(out_feeds.c.peer == receiver)).one()
             assert feed.receipt_size == feed.size == len(sent)
             got = {(i.name, i.seq) for i in inbox.items(world[receiver], every_state=True) if i.peer == sender}
-            gave = {(r.name, r.seq) for r in releases.ledger_rows(world[sender], receiver) if r.withdrawn_at is None}
+            gave = {(r.name, r.seq) for r in ledger.rows(world[sender], receiver) if r.withdrawn_at is None}
             assert got == gave
-            assert all(row.receipt for row in releases.ledger_rows(world[sender], receiver))
+            assert all(row.receipt for row in ledger.rows(world[sender], receiver))
         before = [history(world[sender], receiver) for receiver, sender in PAIRS]
         world.sync_all()
         assert before == [history(world[sender], receiver) for receiver, sender in PAIRS]

@@ -22,13 +22,12 @@ from federation.errors import (
 from federation.keyring import OnlineKey, key_id
 from federation.model import JsonObject, Presentation, Role
 from federation.strictjson import decode, encode
-from node import agreements, inbox, main, peers, releases, sync
+from node import agreements, inbox, ledger, main, peers, releases, sync
 from node import keys as node_keys
 from node.context import Node
-from node.inbox import InboxState
+from node.inbox import Disposition, InboxState
 from node.store.database import read
 from node.store.tables import in_entries, in_feeds
-from node.sync import Outcome
 from tests.nodes import (
     AGREEMENT,
     DE,
@@ -102,7 +101,7 @@ def _send(world: World, name: str, change: Change = lambda _: None, *, put: tupl
 
 
 def _last(world: World) -> tuple[str, bytes | None, str]:
-    """Outcome, stored bytes and detail of the last entry that DE holds from FR."""
+    """Disposition, stored bytes and detail of the last entry that DE holds from FR."""
     with read(world[DE].engine) as tx:
         row = tx.execute(select(in_entries).where(in_entries.c.peer == FR).order_by(in_entries.c.seq.desc())).first()
     assert row is not None
@@ -118,7 +117,7 @@ def test_an_instant_beyond_the_calendar_is_quarantined_and_the_feed_goes_on(worl
     agree(world)
     _send(world, "BAD", lambda payload: payload.update(iat=iat))
     _send(world, "GOOD")
-    assert world.sync(DE, FR).counts == {Outcome.QUARANTINED: 1, Outcome.ADMITTED: 1}
+    assert world.sync(DE, FR).counts == {Disposition.QUARANTINED: 1, Disposition.ADMITTED: 1}
 
 
 @pytest.mark.invariant("I10")
@@ -146,7 +145,7 @@ def test_what_the_origin_forbids_to_store_here_never_reaches_disk(world: World) 
     world.sync(DE, FR)
     outcome, data, _ = _last(world)
     assert not files_hold(world[DE], b"CANARY-STORAGE")
-    assert (outcome, data) == (Outcome.REFUSED, None)
+    assert (outcome, data) == (Disposition.REFUSED, None)
 
 
 @pytest.mark.invariant("I10")
@@ -161,7 +160,7 @@ def test_of_a_refused_entry_not_even_a_member_name_is_kept(world: World) -> None
     core = signed_core(fr, payload)
     made = replace(terms_for(fr, DE, "X", held), core_digest=hashlib.sha256(core).digest())
     append_by_hand(fr, DE, Delivery(Presentation(core, (*presentation.disclosures, raw)), made))
-    assert world.sync(DE, FR).counts == {Outcome.REFUSED: 1}
+    assert world.sync(DE, FR).counts == {Disposition.REFUSED: 1}
     assert "CANARY" not in _last(world)[2]  # I17: names of members are the sender's text
     assert not files_hold(world[DE], b"CANARY-NAME")
 
@@ -172,7 +171,7 @@ def test_error_texts_do_not_carry_what_a_peer_wrote(world: World) -> None:
     _send(world, "X", lambda payload: payload.update(iss="CANARY iss \x1b[2J" + "x" * 10_000))
     world.sync(DE, FR)
     outcome, _, detail = _last(world)
-    assert outcome == Outcome.QUARANTINED
+    assert outcome == Disposition.QUARANTINED
     assert "CANARY" not in detail
     assert len(detail) < 500
 
@@ -188,7 +187,7 @@ def test_an_entry_whose_retention_ended_before_delivery_is_withdrawn_in_place_of
     world.clock.move(days=3)
     world.sync(DE, FR)
     assert not files_hold(world[DE], b"CANARY-RETENTION")
-    (row,) = releases.ledger_rows(fr, DE)
+    (row,) = ledger.rows(fr, DE)
     assert row.withdrawn_at is not None
 
 
@@ -380,7 +379,7 @@ def test_the_feed_goes_on_after_the_feed_key_was_replaced(world: World) -> None:
     peers.enrol(de, card)
     world.nodes[FR] = replace(fr, card=keyring.open_card(card), card_bytes=card)
     releases.release(world[FR], import_document(world[FR], document("X")), (DE,))
-    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 1}  # its receipt is for a head that the old key signed
+    assert world.sync(DE, FR).counts == {Disposition.ADMITTED: 1}  # its receipt is for a head that the old key signed
 
 
 def test_distrust_takes_effect_in_the_middle_of_a_sync(world: World) -> None:
@@ -406,14 +405,14 @@ def test_distrust_takes_effect_in_the_middle_of_a_sync(world: World) -> None:
 def test_an_origin_does_not_choose_its_home(world: World) -> None:
     agree(world)
     _send(world, "X", lambda payload: payload["handling"].update(home="US"))
-    assert world.sync(DE, FR).counts == {Outcome.QUARANTINED: 1}
+    assert world.sync(DE, FR).counts == {Disposition.QUARANTINED: 1}
 
 
 @pytest.mark.parametrize("version", [True, 1.0])
 def test_a_version_that_only_equals_one_is_refused(world: World, version: object) -> None:
     agree(world)
     _send(world, "X", lambda payload: payload.update(v=version))
-    assert world.sync(DE, FR).counts == {Outcome.QUARANTINED: 1}
+    assert world.sync(DE, FR).counts == {Disposition.QUARANTINED: 1}
 
 
 @pytest.mark.invariant("I12")
@@ -422,5 +421,5 @@ def test_an_agreement_between_others_is_not_taken_in(three: World) -> None:
     other = terms.from_yaml(terms_text(three, agreement="theirs", parties=f"[{DE}, {IN}]"), "theirs.yaml")
     signed = jws.SignedDocument(other.canonical, tuple(agreements._sign(node, other) for node in (de, india)))
     append_by_hand(de, FR, AgreementOffer(jws.serialise(signed)))
-    assert three.sync(FR, DE).counts == {Outcome.REFUSED: 1}
+    assert three.sync(FR, DE).counts == {Disposition.REFUSED: 1}
     assert agreements.all_held(fr) == ()

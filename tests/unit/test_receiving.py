@@ -18,10 +18,9 @@ from federation.errors import (
 )
 from federation.model import Onward, Presentation
 from node import agreements, inbox, peers, releases, sync
-from node.inbox import InboxState
+from node.inbox import Disposition, InboxState
 from node.store.database import read
 from node.store.tables import audit, in_entries, in_feeds, out_feeds
-from node.sync import Outcome
 from tests.nodes import (
     AGREEMENT,
     DE,
@@ -137,7 +136,7 @@ def test_one_bad_entry_is_quarantined_with_its_reason_and_the_others_arrive(worl
     deliver(world, "GOOD-1")
     deliver(world, "BAD", change(world))
     deliver(world, "GOOD-2")
-    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 2, Outcome.QUARANTINED: 1}
+    assert world.sync(DE, FR).counts == {Disposition.ADMITTED: 2, Disposition.QUARANTINED: 1}
     assert arrived(world) == ["GOOD-1", "GOOD-2"]
     assert [(outcome, found) for _, outcome, found in rows(world)][-2] == ("quarantined", code)
     with read(world[DE].engine) as tx:
@@ -153,8 +152,8 @@ def test_bytes_that_are_no_entry_keep_their_place(world: World) -> None:
     good = history(world[FR], DE)[-1]
     assert isinstance(good, bytes)
     assert sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, items)).counts == {
-        Outcome.ADMITTED: 1,
-        Outcome.QUARANTINED: 1,
+        Disposition.ADMITTED: 1,
+        Disposition.QUARANTINED: 1,
     }
     assert rows(world)[-1][1:] == ("quarantined", "MALFORMED")
 
@@ -164,7 +163,7 @@ def test_bytes_that_are_no_entry_keep_their_place(world: World) -> None:
 def test_what_may_not_be_kept_is_nowhere_in_the_receivers_files(world: World) -> None:
     deliver(world, "FORBIDDEN", _terms(agreement_digest=b"x" * 32))
     deliver(world, "ALLOWED")
-    assert world.sync(DE, FR).counts == {Outcome.REFUSED: 1, Outcome.ADMITTED: 1}
+    assert world.sync(DE, FR).counts == {Disposition.REFUSED: 1, Disposition.ADMITTED: 1}
     assert arrived(world) == ["ALLOWED"]
     de = world[DE]
     assert files_hold(de, b"CANARY ALLOWED")  # sanity: the search finds what is there
@@ -193,10 +192,10 @@ def test_the_receiver_enforces_the_agreement_although_the_sender_does_not(world:
     if clause is None:
         items = history(world[FR], DE)
         world.clock.move(days=201)
-        assert sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, items)).counts == {Outcome.REFUSED: 1}
+        assert sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, items)).counts == {Disposition.REFUSED: 1}
     else:
         assert sync.sync(world[DE], FR, ForgedFeed(world[FR], DE, history(world[FR], DE))).counts == {
-            Outcome.REFUSED: 1
+            Disposition.REFUSED: 1
         }
     assert inbox.items(world[DE], every_state=True) == ()
 
@@ -209,7 +208,7 @@ def test_an_agreement_and_what_it_allows_may_come_in_one_page(tmp_path: Path) ->
     agreements.countersign(de, held.agreement.digest.hex())
     world.sync(FR, DE)
     release(world, "A")
-    assert world.sync(DE, FR).counts[Outcome.ADMITTED] == 1
+    assert world.sync(DE, FR).counts[Disposition.ADMITTED] == 1
     world.close()
 
 
@@ -271,7 +270,7 @@ def test_a_sender_takes_back_its_own_delivery_and_nothing_else(world: World) -> 
     world.sync(DE, FR)
     seq = next(item.seq for item in inbox.items(world[DE]) if item.name == "X")
     append_by_hand(world[FR], DE, Withdrawal((seq,), "no-longer-permitted"))
-    assert world.sync(DE, FR).counts == {Outcome.CONTROL: 1}
+    assert world.sync(DE, FR).counts == {Disposition.CONTROL: 1}
     assert [item.name for item in inbox.items(world[DE])] == ["Y"]
     with pytest.raises(HeldError, match="withdrawn"):
         inbox.content(world[DE], "X")
@@ -393,7 +392,7 @@ def test_who_has_no_agreement_cannot_plant_bytes_here(tmp_path: Path) -> None:
         )
         append_by_hand(fr, DE, Delivery(Presentation(core, presentation.disclosures), terms))
         world.sync(DE, FR)
-        assert rows(world)[-1][1:] == (Outcome.QUARANTINED, "BAD_HANDLING")
+        assert rows(world)[-1][1:] == (Disposition.QUARANTINED, "BAD_HANDLING")
         kept = agreement_digest == held.agreement.digest
         assert files_hold(world[DE], b"CANARY-PLANTED") is kept
     world.close()

@@ -21,11 +21,12 @@ from federation.errors import (
     WrongFeedError,
 )
 from federation.model import Category, Form, Role
-from node import advisories, agreements, feeds, inbox, peers, releases, serving
+from node import advisories, agreements, feeds, inbox, ledger, peers, releases, serving
 from node.advisories import State
+from node.inbox import Disposition
+from node.store import tables
 from node.store.database import read, write
-from node.store.tables import ledger, out_entries
-from node.sync import Outcome
+from node.store.tables import out_entries
 from tests.nodes import (
     AGREEMENT,
     DE,
@@ -71,7 +72,7 @@ def test_without_an_agreement_nothing_leaves(world: World) -> None:
     outcome = released(world)
     assert (outcome.presented, outcome.seq) == (None, None)
     assert {e.form for e in outcome.decision.elements} == {Form.WITHHELD}
-    assert (count(world), count(world, ledger)) == (0, 0)
+    assert (count(world), count(world, tables.ledger)) == (0, 0)
     assert world.sync(DE, FR).counts == {}
 
 
@@ -99,7 +100,7 @@ def test_an_agreement_counts_only_with_every_signature_and_inside_its_dates(worl
     state = agreements.find(fr, AGREEMENT).state(world.clock())
     assert state == {"one way": "in force"}.get(stage, stage)
     assert released(world).presented is None
-    assert count(world, ledger) == 0
+    assert count(world, tables.ledger) == 0
 
 
 def test_a_preview_changes_nothing(world: World) -> None:
@@ -109,14 +110,14 @@ def test_a_preview_changes_nothing(world: World) -> None:
     summary, (outcome,) = releases.preview(world[FR], name)
     assert (summary.state, outcome.seq) == (State.DRAFT, None)
     assert outcome.presented is not None
-    assert (count(world), count(world, ledger)) == (before, 0)
+    assert (count(world), count(world, tables.ledger)) == (before, 0)
 
 
 @pytest.mark.invariant("I14")
 def test_every_disclosure_has_its_row_and_the_receipt_comes_from_the_peer(world: World) -> None:
     held = agree(world)
     outcome = released(world)
-    (row,) = releases.ledger_rows(world[FR])
+    (row,) = ledger.rows(world[FR])
     assert (row.peer, row.seq, row.name, row.by, row.at) == (DE, outcome.seq, "X", "alice", world.clock())
     assert row.agreement_digest == held.agreement.digest
     assert {path for path, _, _ in row.elements} == {e.element.path for e in outcome.decision.elements}
@@ -125,11 +126,11 @@ def test_every_disclosure_has_its_row_and_the_receipt_comes_from_the_peer(world:
     link = world.link(DE, FR)
     page = link.pull(ORIGIN, outcome.seq or 0, b"")
     assert page.items
-    assert not releases.ledger_rows(world[FR])[0].receipt  # sent is not acknowledged
+    assert not ledger.rows(world[FR])[0].receipt  # sent is not acknowledged
     world.sync(DE, FR)
-    assert releases.ledger_rows(world[FR])[0].receipt
-    assert releases.ledger_rows(world[FR], IN) == ()
-    assert len(releases.ledger_rows(world[FR], DE, "X")) == 1
+    assert ledger.rows(world[FR])[0].receipt
+    assert ledger.rows(world[FR], IN) == ()
+    assert len(ledger.rows(world[FR], DE, "X")) == 1
 
 
 @pytest.mark.invariant("I14")
@@ -145,7 +146,7 @@ def test_no_entry_without_its_row_and_no_row_without_its_entry(world: World, mon
         patched.setattr(releases, "record", fails)  # after the entry, after the row
         with pytest.raises(KeyboardInterrupt):
             releases.release(world[FR], name)
-    assert (count(world), count(world, ledger)) == (before, 0)
+    assert (count(world), count(world, tables.ledger)) == (before, 0)
     assert advisories.all_advisories(world[FR])[0].state is State.DRAFT
     assert releases.release(world[FR], name)[1][0].seq == before
 
@@ -158,7 +159,7 @@ def test_releasing_again_signs_and_sends_nothing_new(world: World) -> None:
     _, (second,) = releases.release(world[FR], "X")
     assert second.already
     assert (second.seq, issued(world[FR], "X").core) == (first.seq, core)
-    assert count(world, ledger) == 1
+    assert count(world, tables.ledger) == 1
 
 
 def test_an_issued_advisory_is_not_changed_any_more(world: World) -> None:
@@ -223,10 +224,10 @@ def test_what_may_no_longer_go_is_taken_back_in_place_of_being_sent(world: World
     else:
         world.clock.move(days=199 if end == "handling" else 201)
     counts = world.sync(DE, FR).counts
-    assert Outcome.ADMITTED not in counts
-    assert counts[Outcome.ERASED] == 1
+    assert Disposition.ADMITTED not in counts
+    assert counts[Disposition.ERASED] == 1
     assert inbox.items(world[DE], every_state=True) == ()
-    (row,) = releases.ledger_rows(world[FR])
+    (row,) = ledger.rows(world[FR])
     assert row.withdrawn_at == world.clock()
     items = history(world[FR], DE)
     erased = items[outcome.seq]
@@ -242,7 +243,7 @@ def test_what_is_still_permitted_is_not_taken_back(world: World) -> None:
     agree(world)
     outcome = released(world)
     world.clock.move(days=198)
-    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 1}
+    assert world.sync(DE, FR).counts == {Disposition.ADMITTED: 1}
     assert outcome.seq == len(history(world[FR], DE)) - 1
 
 
@@ -393,7 +394,7 @@ def test_a_signature_that_does_not_hold_puts_nothing_in_force(world: World, forg
     }[forged]
     bad = jws.sign(agreement.canonical, terms.JWS_TYPE, kid, signer.sign)
     append_by_hand(fr, DE, AgreementOffer(jws.serialise(jws.SignedDocument(agreement.canonical, (good, bad)))))
-    assert world.sync(DE, FR).counts == {Outcome.QUARANTINED: 1}
+    assert world.sync(DE, FR).counts == {Disposition.QUARANTINED: 1}
     assert agreements.all_held(de) == ()
     with read(de.engine) as tx:
         assert agreements.in_force(tx, world.clock()) == {}
@@ -426,7 +427,7 @@ def test_delivery_and_presentation_are_what_the_ledger_says(world: World) -> Non
     assert isinstance(body, Delivery)
     assert outcome.presented is not None
     assert body.presentation == outcome.presented.presentation
-    assert body.terms.core_digest == releases.ledger_rows(world[FR])[0].core_digest
+    assert body.terms.core_digest == ledger.rows(world[FR])[0].core_digest
 
 
 def test_a_draft_of_which_nothing_leaves_stays_a_draft(world: World) -> None:

@@ -28,11 +28,11 @@ from federation.errors import (
 )
 from federation.feed import PageBytes
 from federation.model import Role
-from node import inbox, releases, sync
+from node import inbox, ledger, releases, sync
+from node.inbox import Disposition
 from node.store.database import read
 from node.store.tables import audit, in_entries, in_feeds, out_feeds
 from node.store.tables import inbox as inbox_table
-from node.sync import Outcome
 from tests.nodes import (
     DE,
     FR,
@@ -100,7 +100,7 @@ def same_root(world: World) -> bool:
 def test_an_honest_sync_brings_everything_once_and_ends_with_a_receipt(world: World) -> None:
     release(world, "A", "B", "C")
     report = world.sync(DE, FR)
-    assert report.counts == {Outcome.ADMITTED: 3}
+    assert report.counts == {Disposition.ADMITTED: 3}
     assert report.entries == 3
     assert arrived(world) == ["A", "B", "C"]
     assert held_by_sender(world) == len(history(world[FR], DE))
@@ -158,7 +158,7 @@ def test_a_rewritten_page_changes_nothing(world: World, name: str) -> None:
     with pytest.raises(error):
         sync.sync(world[DE], FR, LyingLink(forged, lambda _: rewrite(forged, count)))
     assert snapshot(world) == before
-    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 3}
+    assert world.sync(DE, FR).counts == {Disposition.ADMITTED: 3}
     assert arrived(world) == ["A", "B", "C"]
 
 
@@ -181,7 +181,7 @@ def test_a_page_that_was_broken_once_is_mended_by_asking_again(world: World) -> 
     release(world, "A", "B")
     link = LyingLink(world.link(DE, FR))
     link.rewrite = lambda page: _drop(page) if link.pulls == 1 else page
-    assert sync.sync(world[DE], FR, link).counts == {Outcome.ADMITTED: 2}
+    assert sync.sync(world[DE], FR, link).counts == {Disposition.ADMITTED: 2}
 
 
 def _fork(world: World) -> ForgedFeed:
@@ -249,12 +249,12 @@ def test_no_receipt_is_given_while_an_eraser_is_outstanding(world: World) -> Non
     items[last - 1] = _erased(items[last - 1], last - 1, last)
     before = held_by_sender(world)
     waiting = ForgedFeed(world[FR], DE, items)
-    assert sync.sync(world[DE], FR, waiting).counts == {Outcome.ADMITTED: 1, Outcome.ERASED: 1}
+    assert sync.sync(world[DE], FR, waiting).counts == {Disposition.ADMITTED: 1, Disposition.ERASED: 1}
     assert waiting.receipts[-1] == b""
     assert held_by_sender(world) == before
     reopen(world, DE)  # it is remembered
     with_eraser = ForgedFeed(world[FR], DE, [*items, entry(ORIGIN, last, Withdrawal((last - 1,), "r"))])
-    assert sync.sync(world[DE], FR, with_eraser).counts == {Outcome.CONTROL: 1}
+    assert sync.sync(world[DE], FR, with_eraser).counts == {Disposition.CONTROL: 1}
     assert with_eraser.receipts[0] == b""
     assert with_eraser.receipts[-1] != b""
 
@@ -275,7 +275,7 @@ def test_a_reply_lost_after_it_was_applied_costs_nothing(world: World) -> None:
         with pytest.raises(UnreachableError):
             sync.sync(world[DE], FR, link)
         assert arrived(world) == []
-    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 2}
+    assert world.sync(DE, FR).counts == {Disposition.ADMITTED: 2}
     link = LyingLink(world.link(DE, FR))
     link.rewrite = lambda page: page
     assert sync.sync(world[DE], FR, link).counts == {}
@@ -303,9 +303,9 @@ def test_a_crash_between_commit_and_receipt_loses_and_repeats_nothing(
     reopen(world, DE)
     assert arrived(world) == ["A", "B"]
     assert held_by_sender(world) == before
-    assert [row.receipt for row in releases.ledger_rows(world[FR])] == [False, False]
+    assert [row.receipt for row in ledger.rows(world[FR])] == [False, False]
     assert world.sync(DE, FR).counts == {}
-    assert [row.receipt for row in releases.ledger_rows(world[FR])] == [True, True]
+    assert [row.receipt for row in ledger.rows(world[FR])] == [True, True]
     assert arrived(world) == ["A", "B"]
 
 
@@ -334,7 +334,7 @@ def test_a_crash_inside_the_commit_leaves_nothing_half_done(
             world.sync(DE, FR)
     reopen(world, DE)
     assert snapshot(world) == before
-    assert world.sync(DE, FR).counts == {Outcome.ADMITTED: 3}
+    assert world.sync(DE, FR).counts == {Disposition.ADMITTED: 3}
     assert arrived(world) == ["A", "B", "C"]
 
 
@@ -391,6 +391,6 @@ def test_small_pages_come_in_order(world: World) -> None:
     link = world.link(DE, FR)
     link.page = 1
     report = sync.sync(world[DE], FR, link)
-    assert (report.pages, report.counts) == (4, {Outcome.ADMITTED: 3})
+    assert (report.pages, report.counts) == (4, {Disposition.ADMITTED: 3})
     assert arrived(world) == ["A", "B", "C"]
     assert all(receipt for receipt in link.receipts[1:])
