@@ -7,8 +7,8 @@ A home is a folder that only its owner can read:
     passphrase       opens the keys    apostille.db   everything else
 """
 
-import getpass
 import os
+import pwd
 import secrets
 import shutil
 from datetime import UTC, datetime
@@ -141,10 +141,10 @@ def open_node(home: Path) -> Node:
 
 
 def _local_user() -> str:
-    """Who runs this command; in a container the user may have no name."""
+    """Who runs this command, by user id and not by what the environment says; in a container it may have no name."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         return f"uid {os.getuid()}"
 
 
