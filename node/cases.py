@@ -1,8 +1,8 @@
 """The local case, first version: opened from a file, and an advisory drafted from it by copying named fields only.
 
-A case never crosses a border (I1): `federation` cannot import this module, and `_COPIED` is the whole list of what a
-draft takes over. The reporter's identity is sealed at rest; it enters a draft only as a credit that the reporter asked
-for.
+A case never crosses a border (I1): `federation` cannot import this module, and a draft is made from the fields that
+`_COPIED` names, the handling, and nothing else. The reporter's identity is sealed at rest; only the name enters a
+draft, as a credit, and only if the reporter asked for it.
 """
 
 import hashlib
@@ -26,28 +26,9 @@ from node.store.database import read, record, write
 from node.store.tables import cases
 
 _REQUIRED: Final = ("case", "title", "summary", "handling")
-_OPTIONAL: Final = (
-    "details",
-    "exploit",
-    "indicators",
-    "victim",
-    "products",
-    "severity",
-    "remediation",
-    "reporter",
-    "internal_notes",
-)
-_COPIED: Final = (
-    "title",
-    "summary",
-    "details",
-    "exploit",
-    "indicators",
-    "victim",
-    "products",
-    "severity",
-    "remediation",
-)
+_COPIED_IF_THERE: Final = ("details", "exploit", "indicators", "victim", "products", "severity", "remediation")
+_PRIVATE: Final = ("reporter", "internal_notes")
+_COPIED: Final = ("title", "summary", *_COPIED_IF_THERE)
 _MAX_NAME = 64
 
 
@@ -65,7 +46,7 @@ class Case:
 
 def open_case(node: Node, text: str, where: str) -> Case:
     """Opens a case from a file of YAML. Raises UsageError naming `where` and the key; then nothing is kept."""
-    data = mapping(load(text, where), where, required=_REQUIRED, optional=_OPTIONAL)
+    data = mapping(load(text, where), where, required=_REQUIRED, optional=(*_COPIED_IF_THERE, *_PRIVATE))
     name, reporter = data.pop("case"), data.pop("reporter", None)
     if not isinstance(name, str) or not 1 <= len(name) <= _MAX_NAME or not name.isascii() or not name.isprintable():
         raise UsageError(f"{where}: case: expected a name of 1 to {_MAX_NAME} plain characters, such as FR-2026-017")
