@@ -46,9 +46,13 @@ def init(
     from node.peers import fingerprint_words
 
     try:
-        name, country = node_id(node_name), known_country(jurisdiction)
+        name = node_id(node_name)
     except MalformedError as e:
-        raise UsageError(str(e)) from e
+        raise UsageError(f"--id: {e}") from e
+    try:
+        country = known_country(jurisdiction)
+    except MalformedError as e:
+        raise UsageError(f"--jurisdiction: {e}") from e
     home = session.home()
     bound = session.bind_address(listen)
     endpoint = session.reachable_address(advertise or bound)

@@ -46,7 +46,7 @@ def status(as_json: make.AsJson = False) -> None:
             ("Home", node.home),
             ("Server", f"running on {serving}" if serving else "not running (apostille serve)"),
             ("Agreements in force", found.agreements_in_force),
-            ("Own advisories", f"{found.issued} issued, {found.drafts} drafts"),
+            ("Own advisories", f"{found.issued} issued, {found.drafts} in draft"),
             ("Inbox", f"{found.inbox} to work with"),
             ("Set aside", f"{found.set_aside} (apostille quarantine list)" if found.set_aside else 0),
         ]
