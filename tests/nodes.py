@@ -27,11 +27,11 @@ from federation.feed import PageBytes
 from federation.model import Country, JsonObject, NodeId, Presentation, Role, Terms, Tlp, instant_text
 from federation.sdjwt.profile import header
 from federation.strictjson import encode
-from node import advisories, agreements, feeds, main, peers, serving, sync
+from node import advisories, agreements, feeds, inbox, main, peers, releases, serving, sync
 from node.agreements import Held
 from node.context import Node
 from node.store.database import read, write
-from node.store.tables import out_entries
+from node.store.tables import in_entries, out_entries, out_feeds
 
 FR, DE, IN = NodeId("cert.fr.example"), NodeId("cert.de.example"), NodeId("cert.in.example")
 COUNTRY_OF = {FR: "FR", DE: "DE", IN: "IN"}
@@ -323,3 +323,28 @@ def payload_of(core: bytes) -> JsonObject:
 def files_hold(node: Node, needle: bytes) -> bool:
     """Whether `needle` stands anywhere in the database's files, the write-ahead log included."""
     return any(needle in path.read_bytes() for path in node.home.glob("apostille.db*"))
+
+
+def release(world: World, *names: str) -> None:
+    """FR releases a small document under each name."""
+    for name in names:
+        releases.release(world[FR], import_document(world[FR], document(name, title=f"Title of {name}")))
+
+
+def arrived(world: World) -> list[str]:
+    """What DE has in its inbox, in the order of the feed."""
+    return [item.name for item in sorted(inbox.items(world[DE], every_state=True), key=lambda item: item.seq)]
+
+
+def rows(world: World) -> list[tuple[int, str, str | None]]:
+    """Number, disposition and code of every entry that DE received."""
+    with read(world[DE].engine) as tx:
+        found = tx.execute(select(in_entries.c.seq, in_entries.c.outcome, in_entries.c.code).order_by(in_entries.c.seq))
+        return [(row.seq, row.outcome, row.code) for row in found]
+
+
+def held_by_sender(world: World) -> int:
+    """How many entries FR knows to be durable at DE."""
+    with read(world[FR].engine) as tx:
+        size: int = tx.execute(select(out_feeds.c.receipt_size).where(out_feeds.c.peer == DE)).scalar_one()
+    return size

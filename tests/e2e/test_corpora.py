@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -132,11 +131,8 @@ def _import(home: Path, folder: Path) -> subprocess.Popen[str]:
 def _import_and_kill(node: Node, folder: Path) -> int:
     """Starts the import and kills it once some advisories are in; returns how many are."""
     process = _import(node.home, folder)
-    deadline = time.monotonic() + PATIENCE_S
-    while len(advisories.all_advisories(node)) < ENOUGH_TO_KILL:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: process.poll() is not None or len(advisories.all_advisories(node)) >= ENOUGH_TO_KILL, PATIENCE_S)
+    assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return len(advisories.all_advisories(node))

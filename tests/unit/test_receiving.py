@@ -20,7 +20,7 @@ from federation.model import Onward, Presentation
 from node import agreements, inbox, peers, releases, sync
 from node.inbox import Disposition, InboxState
 from node.store.database import read
-from node.store.tables import audit, in_entries, in_feeds, out_feeds
+from node.store.tables import audit, in_entries, in_feeds
 from tests.nodes import (
     AGREEMENT,
     DE,
@@ -30,13 +30,17 @@ from tests.nodes import (
     World,
     agree,
     append_by_hand,
+    arrived,
     document,
     files_hold,
+    held_by_sender,
     history,
     import_document,
     issued,
     make_world,
     payload_of,
+    release,
+    rows,
     signed_core,
     terms_for,
     terms_text,
@@ -51,29 +55,6 @@ def world(tmp_path: Path) -> Iterator[World]:
     agree(made)
     yield made
     made.close()
-
-
-def release(world: World, *names: str) -> None:
-    for name in names:
-        releases.release(world[FR], import_document(world[FR], document(name, title=f"Title of {name}")))
-
-
-def arrived(world: World) -> list[str]:
-    """What DE has in its inbox, in the order of the feed."""
-    return [item.name for item in sorted(inbox.items(world[DE], every_state=True), key=lambda item: item.seq)]
-
-
-def rows(world: World) -> list[tuple[int, str, str | None]]:
-    with read(world[DE].engine) as tx:
-        found = tx.execute(select(in_entries.c.seq, in_entries.c.outcome, in_entries.c.code).order_by(in_entries.c.seq))
-        return [(row.seq, row.outcome, row.code) for row in found]
-
-
-def held_by_sender(world: World) -> int:
-    """How many entries FR knows to be durable at DE."""
-    with read(world[FR].engine) as tx:
-        size: int = tx.execute(select(out_feeds.c.receipt_size).where(out_feeds.c.peer == DE)).scalar_one()
-    return size
 
 
 def same_root(world: World) -> bool:

@@ -28,10 +28,10 @@ from federation.errors import (
 )
 from federation.feed import PageBytes
 from federation.model import Role
-from node import inbox, ledger, releases, sync
+from node import ledger, sync
 from node.inbox import Disposition
 from node.store.database import read
-from node.store.tables import audit, in_entries, in_feeds, out_feeds
+from node.store.tables import audit, in_entries, in_feeds
 from node.store.tables import inbox as inbox_table
 from tests.nodes import (
     DE,
@@ -40,12 +40,14 @@ from tests.nodes import (
     LyingLink,
     World,
     agree,
-    document,
+    arrived,
     entry,
+    held_by_sender,
     history,
-    import_document,
     make_world,
+    release,
     reopen,
+    rows,
 )
 
 ORIGIN = f"{FR}/feeds/{DE}/1"
@@ -59,34 +61,11 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.close()
 
 
-def release(world: World, *names: str) -> None:
-    for name in names:
-        releases.release(world[FR], import_document(world[FR], document(name, title=f"Title of {name}")))
-
-
-def arrived(world: World) -> list[str]:
-    """What DE has in its inbox, in the order of the feed."""
-    return [item.name for item in sorted(inbox.items(world[DE], every_state=True), key=lambda item: item.seq)]
-
-
 def snapshot(world: World) -> tuple[object, ...]:
     """All that DE holds of the feed from FR."""
     with read(world[DE].engine) as tx:
         row = tx.execute(select(in_feeds.c.size, in_feeds.c.edge, in_feeds.c.head, in_feeds.c.newest)).one()
         return (*row, *tx.execute(select(in_entries)).all(), *tx.execute(select(inbox_table)).all())
-
-
-def rows(world: World) -> list[tuple[int, str, str | None]]:
-    with read(world[DE].engine) as tx:
-        found = tx.execute(select(in_entries.c.seq, in_entries.c.outcome, in_entries.c.code).order_by(in_entries.c.seq))
-        return [(row.seq, row.outcome, row.code) for row in found]
-
-
-def held_by_sender(world: World) -> int:
-    """How many entries FR knows to be durable at DE."""
-    with read(world[FR].engine) as tx:
-        size: int = tx.execute(select(out_feeds.c.receipt_size).where(out_feeds.c.peer == DE)).scalar_one()
-    return size
 
 
 def same_root(world: World) -> bool:
