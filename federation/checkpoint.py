@@ -83,6 +83,11 @@ class Checkpoint:
             raise MalformedError("checkpoint: the size is not a plain decimal number")
         return cls(lines[0], int(lines[1]), _from_base64(lines[2]))
 
+    @classmethod
+    def of(cls, note: bytes) -> Self:
+        """What the note says; no signature is looked at. Raises MalformedError or TooLargeError."""
+        return cls.parse_body(_parse(note).body)
+
 
 @dataclass(frozen=True, slots=True)
 class VerifierKey:
@@ -94,19 +99,6 @@ class VerifierKey:
     def __post_init__(self) -> None:
         if not _KEY_NAME.fullmatch(self.name) or len(self.public_key) != ed25519.PUBLIC_KEY_BYTES:
             raise MalformedError("note key: a name without spaces or plus signs, and 32 bytes")
-
-
-@dataclass(frozen=True, slots=True)
-class SignedCheckpoint:
-    """A checkpoint whose log signature holds, with the note as received, which is what gets stored (I7)."""
-
-    note: bytes
-    checkpoint: Checkpoint
-
-    @classmethod
-    def open(cls, note: bytes, origin: str, log_key: VerifierKey) -> Self:
-        """Like `open_checkpoint`, keeping the bytes."""
-        return cls(note, open_checkpoint(note, origin, log_key))
 
 
 def origin_line(sender: NodeId, receiver: NodeId, epoch: int) -> str:

@@ -6,7 +6,10 @@ in another way, and whatever is over a limit. What an entry means is checked in 
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -29,12 +32,27 @@ from protos.exchange.v1 import exchange_pb2 as wire
 _RULE_ID = re.compile(r"[a-z0-9][a-z0-9./:#-]{0,199}")
 
 
+class Kind(StrEnum):
+    """What an entry holds, by the name of its field on the wire."""
+
+    PRESENTATION = "presentation"
+    AGREEMENT = "agreement"
+    WITHDRAWAL = "withdrawal"
+    RECALL = "recall"
+    PURGE = "purge"
+    STATEMENT = "statement"
+    CARD = "card"
+    GRANT = "grant"
+    EPOCH = "epoch"
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A presentation with its terms."""
+    """A presentation with its terms, and the origin's grant if a relay needs one (empty otherwise)."""
 
     presentation: Presentation
     terms: Terms
+    grant: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,62 @@ class Withdrawal:
     reason: str
 
 
-Body = Delivery | AgreementOffer | Withdrawal
+@dataclass(frozen=True, slots=True)
+class RecallOrder:
+    """A recall signed by the origin (`federation.recall`), and the entries of this feed that it erased."""
+
+    document: bytes
+    seqs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Entries whose bytes the sender holds no more; `reason` is a rule id."""
+
+    seqs: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A signed statement (`federation.statement`)."""
+
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewCard:
+    """A newer card of a node that the receiver knows."""
+
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A signed grant (`federation.grant`)."""
+
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewEpoch:
+    """What entry 0 of a later epoch says of the feed before: its origin line and its final signed head."""
+
+    previous: str
+    final: bytes
+    reason: str
+
+
+Erasing = Withdrawal | RecallOrder | Purge
+Document = AgreementOffer | Said | NewCard | Granted
+Body = Delivery | Erasing | Document | NewEpoch
+_DOCUMENTS: Final[Mapping[Kind, type[Document]]] = {
+    Kind.AGREEMENT: AgreementOffer,
+    Kind.STATEMENT: Said,
+    Kind.CARD: NewCard,
+    Kind.GRANT: Granted,
+}
+_VERSION_1: Final = frozenset((Kind.PRESENTATION, Kind.AGREEMENT, Kind.WITHDRAWAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +155,18 @@ def write(envelope: Envelope) -> bytes:
         entry.presentation.core = body.presentation.core
         entry.presentation.disclosures.extend(body.presentation.disclosures)
         entry.presentation.terms.CopyFrom(_write_terms(body.terms))
-    elif isinstance(body, AgreementOffer):
-        entry.agreement.document = body.document
+        entry.presentation.grant = body.grant
+    elif isinstance(body, RecallOrder):
+        entry.recall.document = body.document
+        entry.recall.seqs.extend(body.seqs)
+    elif isinstance(body, (Withdrawal, Purge)):
+        part = entry.withdrawal if isinstance(body, Withdrawal) else entry.purge
+        part.seqs.extend(body.seqs)
+        part.reason = body.reason
+    elif isinstance(body, NewEpoch):
+        entry.epoch.previous, entry.epoch.final, entry.epoch.reason = body.previous, body.final, body.reason
     else:
-        entry.withdrawal.seqs.extend(body.seqs)
-        entry.withdrawal.reason = body.reason
+        getattr(entry, kind_of(body)).document = body.document
     data = entry.SerializeToString(deterministic=True)
     _check_size(data, body)
     return data
@@ -107,23 +187,25 @@ def read(data: bytes) -> Envelope:
         raise MalformedError("entry: not in its one serialised form")
     if len(entry.nonce) != limits.NONCE_BYTES:  # (4)
         raise MalformedError(f"entry: the nonce is not {limits.NONCE_BYTES} bytes")
-    kind = entry.WhichOneof("body")
-    body: Body
-    if kind == "presentation":  # (5)
-        body = Delivery(
-            Presentation(entry.presentation.core, tuple(entry.presentation.disclosures)),
-            _read_terms(entry.presentation.terms),
-        )
-        if len(body.presentation.disclosures) > limits.MAX_DISCLOSURES:
-            raise TooLargeError(f"entry: over {limits.MAX_DISCLOSURES} disclosures")
-    elif kind == "agreement":
-        body = AgreementOffer(entry.agreement.document)
-    elif kind == "withdrawal":
-        body = _read_withdrawal(entry)
-    else:
-        raise MalformedError("entry: it has no body of a kind that this protocol version knows")
+    body = _read_body(entry)  # (5)
     _check_size(data, body)
     return Envelope(entry.feed, entry.seq, entry.nonce, body)
+
+
+def kind_of(body: Body) -> Kind:
+    """What `body` is called on the wire."""
+    if isinstance(body, Delivery):
+        return Kind.PRESENTATION
+    if isinstance(body, (Withdrawal, RecallOrder, Purge)):
+        return {Withdrawal: Kind.WITHDRAWAL, RecallOrder: Kind.RECALL, Purge: Kind.PURGE}[type(body)]
+    if isinstance(body, NewEpoch):
+        return Kind.EPOCH
+    return next(kind for kind, document in _DOCUMENTS.items() if isinstance(body, document))
+
+
+def spoken_by(body: Body, version: int) -> bool:
+    """Whether a node of protocol `version` can read an entry with this body."""
+    return version > 1 or (kind_of(body) in _VERSION_1 and not (isinstance(body, Delivery) and body.grant))
 
 
 def read_item(item: wire.PageItem) -> bytes | ErasedItem:
@@ -205,10 +287,40 @@ def _read_terms(terms: wire.Terms) -> Terms:
     )
 
 
-def _read_withdrawal(entry: wire.Entry) -> Withdrawal:
-    seqs = tuple(entry.withdrawal.seqs)
-    if not seqs or list(seqs) != sorted(set(seqs)) or seqs[-1] >= entry.seq:
-        raise MalformedError("withdrawal: it must name earlier entries, in order, each once")
-    if not _RULE_ID.fullmatch(entry.withdrawal.reason):
-        raise MalformedError("withdrawal: the reason is not a rule id")
-    return Withdrawal(seqs, entry.withdrawal.reason)
+def _read_body(entry: wire.Entry) -> Body:
+    found = entry.WhichOneof("body")
+    if found is None:
+        raise MalformedError("entry: it has no body of a kind that this protocol version knows")
+    kind = Kind(found)
+    if kind is Kind.PRESENTATION:
+        if len(entry.presentation.disclosures) > limits.MAX_DISCLOSURES:
+            raise TooLargeError(f"entry: over {limits.MAX_DISCLOSURES} disclosures")
+        return Delivery(
+            Presentation(entry.presentation.core, tuple(entry.presentation.disclosures)),
+            _read_terms(entry.presentation.terms),
+            entry.presentation.grant,
+        )
+    if kind is Kind.WITHDRAWAL:
+        return Withdrawal(_earlier(entry.withdrawal.seqs, entry, kind), _reason(entry.withdrawal.reason, kind))
+    if kind is Kind.PURGE:
+        return Purge(_earlier(entry.purge.seqs, entry, kind), _reason(entry.purge.reason, kind))
+    if kind is Kind.RECALL:
+        return RecallOrder(entry.recall.document, _earlier(entry.recall.seqs, entry, kind, least=0))
+    if kind is Kind.EPOCH:
+        if entry.seq != 0:
+            raise MalformedError("epoch: it stands at the beginning of a feed and nowhere else")
+        return NewEpoch(entry.epoch.previous, entry.epoch.final, _reason(entry.epoch.reason, kind))
+    return _DOCUMENTS[kind](getattr(entry, kind).document)
+
+
+def _earlier(listed: Iterable[int], entry: wire.Entry, kind: Kind, *, least: int = 1) -> tuple[int, ...]:
+    seqs = tuple(listed)
+    if len(seqs) < least or list(seqs) != sorted(set(seqs)) or (seqs and seqs[-1] >= entry.seq):
+        raise MalformedError(f"{kind}: it must name earlier entries, in order, each once")
+    return seqs
+
+
+def _reason(text: str, kind: Kind) -> str:
+    if not _RULE_ID.fullmatch(text):
+        raise MalformedError(f"{kind}: the reason is not a rule id")
+    return text

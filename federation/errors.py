@@ -6,6 +6,9 @@
     │   ├── NotFoundError         no such advisory, peer, agreement, entry
     │   ├── ConflictError         state moved under us: nothing was changed, try again
     │   ├── LockedError           a passphrase is missing or wrong
+    │   ├── NotAllowedError       the person who asks lacks the role, or has to be another person
+    │   ├── AwaitsSecondError     the act is noted and waits for a second person
+    │   ├── UnconfirmedError      a feed signs nothing until its receiver has shown our newest head (I16)
     │   ├── HeldError             policy or the guard holds a release back: a person must look
     │   └── PolicyError           a rule set is malformed: refused before it can decide anything
     └── RemoteError               bytes or behaviour from outside, each with a `code` that never changes
@@ -18,6 +21,9 @@
         ├── HandlingError         BAD_HANDLING       handling missing, unknown or malformed
         ├── TermsError            BAD_TERMS          terms wider than handling or agreement, or for another node
         ├── EquivocationError     EQUIVOCATION       two cores under one revision
+        ├── GrantError            BAD_GRANT          the grant beside a relayed core does not cover it
+        ├── RecalledError         RECALLED           the origin has recalled this revision
+        ├── VersionError          VERSION            no protocol version that both sides speak
         ├── NotAdmittedError      NOT_ADMITTED       no agreement in force covers this, or local law forbids it
         ├── FeedError             the receiver's checks of a page
         │   ├── WrongFeedError    WRONG_FEED         another origin line or epoch than asked for
@@ -27,6 +33,7 @@
         │   ├── BadPageError      BAD_PAGE           the root does not follow from the items
         │   ├── ErasureError      BAD_ERASURE        a hash-only item whose eraser does not name it
         │   ├── StaleError        STALE              the newest head is older than two polls
+        │   ├── EpochError        NEW_EPOCH          the sender has opened an epoch that nobody here has accepted
         │   └── FeedFrozenError   ingest stops until two people heal it
         │       ├── RollbackError       ROLLBACK
         │       ├── ForkError           FORK
@@ -62,6 +69,22 @@ class ConflictError(LocalError):
 
 class LockedError(LocalError):
     """Private keys cannot be opened: the passphrase is missing or wrong."""
+
+
+class NotAllowedError(LocalError):
+    """Whoever asks lacks the role for it, or is the person who already did the other half of it."""
+
+
+class AwaitsSecondError(LocalError):
+    """Nothing has changed yet: a second person has to approve. Attributes: `number`, that of the request."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class UnconfirmedError(LocalError):
+    """A feed signs nothing until its receiver has shown the newest head that it holds, and it is one of ours (I16)."""
 
 
 class HeldError(LocalError):
@@ -132,6 +155,24 @@ class EquivocationError(RemoteError):
     code = "EQUIVOCATION"
 
 
+class GrantError(RemoteError):
+    """The grant beside a core that was passed on does not cover it, its relay, its recipient or this moment."""
+
+    code = "BAD_GRANT"
+
+
+class RecalledError(RemoteError):
+    """The origin has recalled this revision: it may not be kept, whoever delivers it."""
+
+    code = "RECALLED"
+
+
+class VersionError(RemoteError):
+    """No protocol version that both sides speak, or one too old for what was asked."""
+
+    code = "VERSION"
+
+
 class NotAdmittedError(RemoteError):
     """No agreement in force covers the entry, or local law forbids keeping it.
 
@@ -191,6 +232,16 @@ class StaleError(FeedError):
     """The newest head is older than two polls."""
 
     code = "STALE"
+
+
+class EpochError(FeedError):
+    """The sender has opened a new epoch, which two people here have to accept first. Attributes: `epoch`."""
+
+    code = "NEW_EPOCH"
+
+    def __init__(self, text: str, epoch: int) -> None:
+        super().__init__(text)
+        self.epoch = epoch
 
 
 class FeedFrozenError(FeedError):

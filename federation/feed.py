@@ -7,10 +7,11 @@ continue from there to a root that the sender signed. Storing, asking again and 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from federation import entries, merkle
 from federation.checkpoint import Checkpoint, VerifierKey, open_checkpoint, open_cosignature
-from federation.entries import Envelope, ErasedItem, Withdrawal
+from federation.entries import Envelope, ErasedItem, Purge, RecallOrder, Withdrawal
 from federation.errors import (
     BadPageError,
     ErasureError,
@@ -28,6 +29,9 @@ from federation.errors import (
 )
 from federation.limits import MAX_CLOCK_SKEW_S, MAX_NOTE_BYTES, MAX_PAGE_ITEMS, MAX_PENDING_ERASURES
 from federation.merkle import RightEdge
+from federation.model import PROTOCOL_VERSION
+
+_NO_ORIGIN: Final = "none"  # of a feed of which no head was ever shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,30 @@ class FeedState:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """What a receiver asks for: the page after `cursor` of the feed `origin`.
+
+    `receipt` and `newest` are notes, or empty: its cosigned head, and the largest head that it was ever shown, by which
+    a sender that comes from a backup learns so (I16). `restored` says that the receiver itself comes from one.
+    """
+
+    origin: str
+    cursor: int
+    receipt: bytes = b""
+    newest: bytes = b""
+    restored: bool = False
+    protocol: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
 class PageBytes:
-    """A page as it arrived."""
+    """A page as it arrived. `receipt` is the newest that the sender holds; `epoch` is not 0 if the feed has ended."""
 
     items: tuple[bytes | ErasedItem, ...]
     checkpoint: bytes
     latest: bytes
+    receipt: bytes = b""
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +171,46 @@ def judge_fork(state: FeedState, answer: bytes, keys: Sequence[VerifierKey], *, 
 def check_receipt(note: bytes, origin: str, log_keys: Sequence[VerifierKey], keys: Sequence[VerifierKey]) -> Checkpoint:
     """The checkpoint that the receiver cosigned. The caller compares its root with its own at that size.
 
-    (1) our own signature on the checkpoint, so that it is a head of this feed; (2) the receiver's cosignature.
-    Raises SignatureError, WrongFeedError or MalformedError.
+    (1) our own signature on the checkpoint, by any key that we have had, so that it is a head of this feed; (2) the
+    receiver's cosignature. Raises SignatureError, WrongFeedError or MalformedError.
     """
     checkpoint = _open(note, origin, log_keys)  # (1)
     _any_cosignature(note, keys)  # (2)
     return checkpoint
+
+
+def cosigned_head(note: bytes, origin: str, keys: Sequence[VerifierKey]) -> Checkpoint:
+    """The head that one of `keys` cosigned, for its own holder: the log's signature is not looked at.
+
+    Raises SignatureError, WrongFeedError or MalformedError.
+    """
+    _any_cosignature(note, keys)
+    checkpoint = Checkpoint.of(note)
+    if checkpoint.origin != origin:
+        raise WrongFeedError(f"{origin}: a receipt for another feed")
+    return checkpoint
+
+
+def signed_head(note: bytes, origin: str, keys: Sequence[VerifierKey]) -> Checkpoint:
+    """The head in `note`, signed by one of `keys`. Raises SignatureError, WrongFeedError or MalformedError."""
+    return _open(note, origin, keys)
+
+
+def check_final(final: bytes, origin: str, newest: bytes) -> None:
+    """Refuses the final head that a new epoch names, if it contradicts the newest head that was shown of the old one.
+
+    Raises RollbackError when it is smaller, ForkError when it has another root at the same size, WrongFeedError when it
+    is that of another feed.
+    """
+    shown, last = _own_copy(newest), _own_copy(final)
+    if last.origin not in (origin, _NO_ORIGIN):
+        raise WrongFeedError(f"{origin}: the new epoch names the final head of another feed")
+    if last.size < shown.size:
+        raise RollbackError(
+            f"{origin}: the new epoch says that it ended at {last.size}; {shown.size} was signed before"
+        )
+    if last.size == shown.size and last.root != shown.root:
+        raise ForkError(f"{origin}: two signed roots at size {last.size}")
 
 
 def _check_heads(state: FeedState, read: tuple[PageEntry, ...], heads: tuple[Checkpoint, ...]) -> None:
@@ -172,7 +228,7 @@ def _check_heads(state: FeedState, read: tuple[PageEntry, ...], heads: tuple[Che
 def _own_copy(note: bytes) -> Checkpoint:
     """A checkpoint that was verified when it was stored; the empty tree before the first."""
     body = note.partition(b"\n\n")[0] + b"\n"
-    return Checkpoint.parse_body(body) if note else Checkpoint("none", 0, merkle.EMPTY.root())
+    return Checkpoint.parse_body(body) if note else Checkpoint(_NO_ORIGIN, 0, merkle.EMPTY.root())
 
 
 def _open(note: bytes, origin: str, keys: Sequence[VerifierKey]) -> Checkpoint:
@@ -234,7 +290,7 @@ def _settle(state: FeedState, page: PageBytes, read: tuple[PageEntry, ...]) -> t
             still.append(item)
             continue
         body = arrived[item.erased_by]
-        if not isinstance(body, Withdrawal) or item.seq not in body.seqs:
+        if not isinstance(body, (Withdrawal, RecallOrder, Purge)) or item.seq not in body.seqs:
             raise ErasureError(f"entry {item.seq} is said to be erased by {item.erased_by}, which does not name it")
     if len(still) > MAX_PENDING_ERASURES:
         raise TooLargeError(f"{state.origin}: over {MAX_PENDING_ERASURES} items wait for the entry that erased them")

@@ -8,8 +8,8 @@ checked by its author, never here. Proving the page comes before (`federation.fe
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -89,6 +89,10 @@ class Receiver:
     labels: LabelSet
     book: RuleBook
     agreements: dict[bytes, Agreement]
+
+    def accepting(self, dropped: Mapping[tuple[NodeId, str], bytes]) -> "Receiver":
+        """The same, to whom dropped keys still speak."""
+        return replace(self, keyring=replace(self.keyring, dropped=dropped)) if dropped else self
 
 
 def open_delivery(delivery: Delivery, receiver: Receiver, now: datetime) -> Opened:

@@ -9,8 +9,9 @@ alone). Enrolment itself, and where private keys lie, are the node's affair.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import rfc8785
 
@@ -19,12 +20,22 @@ from federation.base64url import b64url, from_b64url
 from federation.checkpoint import VerifierKey
 from federation.errors import KeyringError, MalformedError, SignatureError, UnknownOriginError
 from federation.limits import MAX_CARD_BYTES, MAX_CLOCK_SKEW_S, MAX_ROOT_KEYS
-from federation.model import Country, JsonObject, NodeId, Role, country, instant, instant_text, node_id
+from federation.model import (
+    SPOKEN_VERSIONS,
+    Country,
+    JsonObject,
+    NodeId,
+    Role,
+    country,
+    instant,
+    instant_text,
+    node_id,
+)
 
 JWS_TYPE = "card+jws"
-PROTOCOL_VERSION = 1
 FINGERPRINT_BYTES = 16  # 128 bits against a second preimage: twelve words to say
 _MAX_KEYS = 32
+_REMEMBERED = 256  # cards whose parsing is not repeated: it takes most of a millisecond
 _MAX_VERSION = 1 << 31
 _MAX_ENDPOINT = 300
 _ENDPOINT = re.compile(
@@ -90,6 +101,11 @@ class Card:
             }
         )
 
+    @property
+    def speaks(self) -> int:
+        """The highest protocol version that this node and ours share; 0 for none."""
+        return max(set(self.protocols) & set(SPOKEN_VERSIONS), default=0)
+
     def valid_keys(self, role: Role, at: datetime) -> tuple[OnlineKey, ...]:
         """The keys of `role` that are valid at `at`. Raises KeyringError when there is none."""
         found = tuple(key for key in self.keys if key.role is role and key.valid_at(at))
@@ -112,12 +128,13 @@ def root_key_id(public: bytes) -> str:
     return hashlib.sha256(b"root\n" + public).hexdigest()[:16]
 
 
-def open_card(data: bytes) -> Card:
+def open_card(data: bytes, before: RootSet | None = None) -> Card:
     """The card in a signed document, self-consistent and signed by its own root threshold.
 
     (1) well formed, exact members; (2) every key canonical, in one role, its id its own; (3) the payload is canonical;
-    (4) every signature is by a root key on the card, and (5) as many distinct roots signed as the threshold demands.
-    Whether those roots are the right ones is for people: they compare `card.roots.fingerprint()`.
+    (4) every signature is by a root key on the card, or by one of `before`, the roots that were known; (5) as many
+    distinct roots signed as the threshold demands; (6) where the roots have changed, as many of `before` as theirs.
+    Whether the first roots are the right ones is for people: they compare `card.roots.fingerprint()`.
     Raises MalformedError or SignatureError.
     """
     document = jws.parse(data, max_bytes=MAX_CARD_BYTES, typ=JWS_TYPE)
@@ -125,7 +142,8 @@ def open_card(data: bytes) -> Card:
     card = _read(members)  # (1) (2)
     if card.payload() != document.payload:  # (3)
         raise MalformedError("card: the signed bytes are not in canonical form (RFC 8785)")
-    by_id = {root_key_id(key): key for key in card.roots.keys}
+    demanded = [card.roots] if before is None or before == card.roots else [card.roots, before]
+    by_id = {root_key_id(key): key for roots in demanded for key in roots.keys}
     signed: set[str] = set()
     for signature in document.signatures:
         key = by_id.get(signature.kid)
@@ -133,16 +151,42 @@ def open_card(data: bytes) -> Card:
             raise SignatureError(f"card of {card.node}: signed by a key that is none of its roots")
         jws.verify(signature, document.payload, key)
         signed.add(signature.kid)
-    if len(signed) < card.roots.threshold:  # (5)
-        raise SignatureError(f"card of {card.node}: {len(signed)} of {card.roots.threshold} root signatures")
+    for roots in demanded:  # (5) (6)
+        count = len(signed & {root_key_id(key) for key in roots.keys})
+        if count < roots.threshold:
+            which = "root" if roots is card.roots else "earlier root"
+            raise SignatureError(f"card of {card.node}: {count} of {roots.threshold} {which} signatures")
     return card
+
+
+def for_newcomers(data: bytes) -> bytes:
+    """A card without the signatures of earlier roots, which nobody who meets the node now could check."""
+    document = jws.parse(data, max_bytes=MAX_CARD_BYTES, typ=JWS_TYPE)
+    own = {root_key_id(key) for key in unverified(data).roots.keys}
+    kept = tuple(signature for signature in document.signatures if signature.kid in own)
+    return jws.serialise(jws.SignedDocument(document.payload, kept))
+
+
+@lru_cache(_REMEMBERED)
+def unverified(data: bytes) -> Card:
+    """What a card says, unverified: for cards of the store, which were verified when they came.
+
+    Raises MalformedError or TooLargeError.
+    """
+    document = jws.parse(data, max_bytes=MAX_CARD_BYTES, typ=JWS_TYPE)
+    return _read(strictjson.decode_object(document.payload, max_bytes=MAX_CARD_BYTES, what="card"))
 
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """The cards of this node and of the peers that it trusts."""
+    """The cards of this node and of the peers that it trusts.
+
+    `dropped` are `issue` keys that are on no card any more but still speak, by node and key id: for entries that stood
+    in a checkpoint that was held before they were dropped.
+    """
 
     cards: Mapping[NodeId, Card]
+    dropped: Mapping[tuple[NodeId, str], bytes] = field(default_factory=dict)
 
     def card(self, node: NodeId) -> Card:
         """The card of `node`. Raises UnknownOriginError."""
@@ -159,6 +203,8 @@ class Keyring:
         for key in self.card(node).keys:
             if key.kid == kid and key.role is role and key.valid_at(at):
                 return key.public
+        if role is Role.ISSUE and (node, kid) in self.dropped:
+            return self.dropped[(node, kid)]
         raise KeyringError(f"{node} has no valid {role} key of that id")
 
 

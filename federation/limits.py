@@ -25,3 +25,7 @@ SALT_BYTES = 16  # RFC 9901 9.3: 128 bits
 NONCE_BYTES = 16  # hides an erased entry behind its leaf hash
 HASH_BYTES = 32
 MAX_NUMBER_CHARS = 64  # far over any double or 64-bit integer, far under the 4,300 digits at which int() raises
+MAX_NAME_CHARS = 255  # a tracking id as a file system would take it
+MAX_REVISION = 999_999_999  # nine digits, as in `jti`
+MAX_REVISIONS = 1_000  # of one advisory, in one recall
+MAX_STATEMENT_TEXT = 20_000  # characters; whoever has more to say sends an advisory

@@ -16,6 +16,8 @@ from typing import Any, Final, NewType
 from federation.errors import MalformedError
 
 CORE_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
+SPOKEN_VERSIONS: Final = (1, 2)  # this one and the one before
 
 NodeId = NewType("NodeId", str)
 Country = NewType("Country", str)

@@ -16,14 +16,17 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from federation import csaf, handling, outbound, strictjson
-from federation.errors import HandlingError, MalformedError, NotFoundError, PolicyError, UsageError
+from federation.errors import HandlingError, MalformedError, NotFoundError, UsageError
 from federation.labels import SENSITIVITY
 from federation.limits import MAX_DOCUMENT_BYTES
 from federation.marking import mark
 from federation.model import Category, Handling, JsonObject, Onward, Purpose, Role, Tier, Tlp
 from federation.outbound import Draft, OwnAdvisory
 from federation.yamltext import mapping
+from node import approvals
+from node.approvals import Act, Request
 from node.context import Node
+from node.people import Post
 from node.store.database import one_row, read, record, write
 from node.store.tables import advisories
 
@@ -66,6 +69,7 @@ def import_file(node: Node, data: bytes, what: str, *, tlp: Tlp | None) -> Impor
 
     Raises MalformedError (with the CSAF tests that failed), HandlingError or UsageError; then nothing is kept.
     """
+    node.allow(Post.ANALYST)
     content = strictjson.decode_object(data, max_bytes=MAX_DOCUMENT_BYTES, what=what)
     document, ai, raised, given = _split(content, what)
     draft = Draft(
@@ -109,24 +113,47 @@ def keep_draft(node: Node, draft: Draft, source_digest: bytes, *, case: str | No
         return Imported(_summary(_row(tx, draft.name)), True, unlabelled)
 
 
-def label(node: Node, name: str, pointer: str, category: Category) -> None:
-    """Raises the category of one element of a draft.
+def label(node: Node, name: str, pointer: str, category: Category, reason: str | None = None) -> None:
+    """Raises the category of one element of a draft. Lowering one that was raised takes a reason and a second person.
 
-    Raises PolicyError for a pointer that names none, UsageError if issued.
+    Raises PolicyError for a pointer that names none or a category below the element's own, UsageError if issued,
+    AwaitsSecondError when a lowering is noted.
     """
+    node.allow(Post.ANALYST)
     with write(node.engine) as tx:
         row = _row(tx, name)
         if row.draft is None:
             raise UsageError(f"{name} is signed already; labels are part of what was signed")
-        raised = _categories(row.draft["raised"])
-        before = raised.get(pointer, category)
-        if SENSITIVITY[category] < SENSITIVITY[before]:
-            raise PolicyError(f"{pointer} was raised to {before}; lowering it to {category} needs approval")
-        raised[pointer] = category
-        mark(row.draft["csaf"], row.draft["ai"], node.labels, raised)
-        changed = {**row.draft, "raised": {k: v.value for k, v in raised.items()}}
-        tx.execute(update(advisories).where(advisories.c.id == row.id).values(draft=changed))
-        record(tx, at=node.clock(), by=node.actor, act="advisory.label", subject=name, detail=f"{pointer} {category}")
+        changed = _relabelled(node, row, pointer, category)
+        before = _categories(row.draft["raised"]).get(pointer, category)
+        if SENSITIVITY[category] >= SENSITIVITY[before]:
+            _keep_label(node, tx, row, changed, f"{pointer} {category}")
+            return
+        if reason is None:
+            raise UsageError(
+                f"{pointer} was raised to {before}; lowering it to {category} takes a second person:"
+                " say why with --reason"
+            )
+        arguments = {
+            "advisory": name,
+            "revision": row.revision,
+            "pointer": pointer,
+            "from": before.value,
+            "to": category.value,
+        }
+        binding = _label_binding(row, pointer, category)
+        number = approvals.ask(node, tx, Act.LABEL, f"{name} {pointer}", arguments, binding, reason)
+    raise approvals.awaits(node, number)
+
+
+def carry_out_label(node: Node, tx: Connection, request: Request) -> None:
+    """Lowers the category of one element of a draft, as it is bound. Raises ConflictError."""
+    name, pointer, category = (request.arguments[member] for member in ("advisory", "pointer", "to"))
+    row = _row(tx, name)
+    approvals.require_unchanged(request, _label_binding(row, pointer, category))
+    changed = _relabelled(node, row, pointer, Category(category))
+    asked = f"request {request.number}, asked by {request.asked_by}"
+    _keep_label(node, tx, row, changed, f"{pointer} {category}, {asked}")
 
 
 def own_advisory(node: Node, name: str, tx: Connection | None = None) -> tuple[Summary, OwnAdvisory]:
@@ -265,6 +292,24 @@ def complete_handling(node: Node, given: object, where: str) -> Handling:
         raise UsageError(f"{where}: {e}") from e
 
 
+def _relabelled(node: Node, row: Row[Any], pointer: str, category: Category) -> JsonObject:
+    """The draft with that category. Raises PolicyError for what no element has or may have."""
+    raised = {**_categories(row.draft["raised"]), pointer: category}
+    mark(row.draft["csaf"], row.draft["ai"], node.labels, raised)
+    return {**row.draft, "raised": {k: v.value for k, v in raised.items()}}
+
+
+def _keep_label(node: Node, tx: Connection, row: Row[Any], draft: JsonObject, detail: str) -> None:
+    tx.execute(update(advisories).where(advisories.c.id == row.id).values(draft=draft))
+    record(tx, at=node.clock(), by=node.actor, act="advisory.label", subject=row.name, detail=detail)
+
+
+def _label_binding(row: Row[Any], pointer: str, category: str) -> bytes:
+    """All that a lowering is about: the whole draft, and where it may go."""
+    draft = hashlib.sha256(strictjson.encode([row.draft, row.handling])).digest()
+    return approvals.bind(row.name, str(row.revision), row.source_digest, draft, pointer, category)
+
+
 def _draft(node: Node, row: Row[Any]) -> Draft:
     return Draft(
         origin=node.id,
@@ -279,7 +324,9 @@ def _draft(node: Node, row: Row[Any]) -> Draft:
 
 
 def _row(tx: Connection, name: str) -> Row[Any]:
-    row = tx.execute(select(advisories).where(advisories.c.name == name)).one_or_none()
+    """The newest revision of that name."""
+    query = select(advisories).where(advisories.c.name == name).order_by(advisories.c.revision.desc()).limit(1)
+    row = tx.execute(query).one_or_none()
     if row is None:
         raise NotFoundError(f"no advisory is called {name}; see: apostille advisory list")
     return row

@@ -16,14 +16,13 @@ from federation import agreement as terms
 from federation import jws
 from federation.agreement import Agreement
 from federation.entries import AgreementOffer
-from federation.errors import HeldError, NotAdmittedError, NotFoundError, UsageError
+from federation.errors import NotAdmittedError, NotFoundError, UsageError
 from federation.limits import MAX_CONTROL_BYTES
 from federation.model import NodeId, Role, node_id
-from federation.policy.decide import may_notify
-from federation.policy.schema import Control
+from node import control
 from node.context import Node
-from node.feeds import append
-from node.peers import keyring
+from node.peers import keyring, trusted_cards
+from node.people import Post
 from node.store.database import read, record, write
 from node.store.tables import agreements
 
@@ -54,6 +53,7 @@ class Held:
 
 def propose(node: Node, text: str, where: str) -> Held:
     """Signs the terms in `text` and offers them to every other party that is enrolled. Raises UsageError."""
+    node.allow(Post.OPERATOR)
     agreement = terms.from_yaml(text, where)
     if node.id not in agreement.parties:
         raise UsageError(f"{where}: {node.id} is no party to it: {', '.join(agreement.parties)}")
@@ -79,6 +79,7 @@ def countersign(node: Node, reference: str) -> Held:
 
     Raises NotFoundError, UsageError.
     """
+    node.allow(Post.OPERATOR)
     with write(node.engine) as tx:
         held = _find(tx, reference)
         if node.id in held.signed_by:
@@ -99,6 +100,7 @@ def receive(node: Node, tx: Connection, document: bytes, by: str) -> Held:
 
 def receive_file(node: Node, document: bytes) -> Held:
     """The same for a document that came as a file."""
+    node.allow(Post.OPERATOR)
     with write(node.engine) as tx:
         return receive(node, tx, document, node.actor)
 
@@ -181,17 +183,10 @@ def _check_previous(agreement: Agreement, known: Sequence[Row[Any]]) -> None:
 
 def _offer(node: Node, tx: Connection, held: Held) -> None:
     """Appends the document to the feed of every other party that is enrolled, unless law forbids even that."""
-    now = node.clock()
-    cards = keyring(node, tx).cards
+    cards = trusted_cards(tx)
     for party in held.agreement.parties:
-        if party == node.id or party not in cards:
-            continue
-        try:
-            may_notify(Control.AGREEMENT, node.jurisdiction, party, cards[party].jurisdiction, node.book, now)
-        except HeldError as e:
-            record(tx, at=now, by="policy", act="agreement.held", subject=party, detail=str(e))
-            continue
-        append(node, tx, party, AgreementOffer(held.document))
+        if party in cards:
+            control.offer(node, tx, cards[party], AgreementOffer(held.document))
 
 
 def _union(old: Held, new: Held) -> Held:

@@ -22,6 +22,7 @@ from federation.yamltext import load, mapping
 from node import advisories
 from node.advisories import Imported
 from node.context import Node
+from node.people import Post
 from node.store.database import read, record, write
 from node.store.tables import cases
 
@@ -46,6 +47,7 @@ class Case:
 
 def open_case(node: Node, text: str, where: str) -> Case:
     """Opens a case from a file of YAML. Raises UsageError naming `where` and the key; then nothing is kept."""
+    node.allow(Post.ANALYST)
     data = mapping(load(text, where), where, required=_REQUIRED, optional=(*_COPIED_IF_THERE, *_PRIVATE))
     name, reporter = data.pop("case"), data.pop("reporter", None)
     if not isinstance(name, str) or not 1 <= len(name) <= _MAX_NAME or not name.isascii() or not name.isprintable():
@@ -89,6 +91,7 @@ def draft(node: Node, name: str) -> Imported:
 
     Raises NotFoundError, UsageError.
     """
+    node.allow(Post.ANALYST)
     case = show_case(node, name, with_reporter=True)
     copied: JsonObject = {field: case.record[field] for field in _COPIED if field in case.record}
     credit = case.reporter["name"] if case.reporter and case.reporter.get("credit") is True else None

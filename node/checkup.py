@@ -92,9 +92,10 @@ def _modes(home: Path) -> Iterator[Finding]:
 
 def _card_and_keys(home: Path, chosen: Settings, now: datetime) -> Iterator[Finding]:
     try:
-        _, card = main.read_card(home, chosen)
-    except LocalError as e:
-        yield Finding("card", Verdict.FAIL, str(e), f"restore {main.CARD_FILE} from a backup")
+        card = main.own_card(main.open_database(home, chosen), chosen).card
+    except (LocalError, DatabaseError) as e:
+        found = str(e) if isinstance(e, LocalError) else type(e).__name__
+        yield Finding("card", Verdict.FAIL, found, "it lies in the database: restore that from a backup")
         return
     yield _clock("clock", card.issued_at, "this node's card was signed", now)
     yield _card(card, now)

@@ -12,19 +12,24 @@ from federation.labels import LabelSet
 from federation.model import Country, NodeId
 from federation.policy.engine import RuleBook
 from node.keys import Keys
+from node.owncard import OwnCard
+from node.people import People, Post, require
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node as its use cases see it. `actor` is the local user on whose behalf things happen."""
+    """A node as its use cases see it.
+
+    `actor` is the local account on whose behalf things happen, `start` 16 random bytes that tell this start of a
+    process from every other, so that what was confirmed to an earlier one does not count.
+    """
 
     id: NodeId
     jurisdiction: Country
     home: Path
     listen: str
     poll_interval_s: int
-    card: Card
-    card_bytes: bytes
+    own: OwnCard
     keys: Keys
     engine: Engine
     labels: LabelSet
@@ -32,3 +37,19 @@ class Node:
     clock: Callable[[], datetime]
     entropy: Callable[[int], bytes]
     actor: str
+    people: People
+    start: bytes
+
+    @property
+    def card(self) -> Card:
+        """This node's own card, as it is now."""
+        return self.own.card
+
+    @property
+    def card_bytes(self) -> bytes:
+        """The same as the signed document."""
+        return self.own.document
+
+    def allow(self, post: Post) -> None:
+        """Refuses what follows unless the actor holds `post`. Raises NotAllowedError."""
+        require(self.people, self.actor, post)

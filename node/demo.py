@@ -54,6 +54,11 @@ class Site:
     folder: str
     home: Path
 
+    @property
+    def card(self) -> Path:
+        """Where its card is exported to."""
+        return self.home.with_name(f"{self.home.name}.card.json")
+
 
 class DemoError(LocalError):
     """The demo could not go on; the text says at which command, and what it answered."""
@@ -120,12 +125,12 @@ class _Demo:
 
     def _enrol(self) -> None:
         words = {site.node: self._json(site, "card", "show")["fingerprint"] for site in self.sites}
+        self._all(lambda site: self._call(site, "card", "export", "--out", str(site.card)))
 
         def enrol_others(site: Site) -> None:
             for other in self.sites:
                 if other is not site:
-                    card = str(other.home / "card.json")
-                    self._call(site, "peer", "enrol", card, "--fingerprint", words[other.node])
+                    self._call(site, "peer", "enrol", str(other.card), "--fingerprint", words[other.node])
 
         self._all(enrol_others)
 
@@ -356,7 +361,7 @@ def _verified(compact: Path, sites: tuple[Site, ...]) -> Text:
         from sd_jwt.verifier import SDJWTVerifier
     except ModuleNotFoundError:
         return Text("\nThe export was not verified independently: install apostille[demo] for that.", style="yellow")
-    origin = open_card((sites[0].home / "card.json").read_bytes())
+    origin = open_card(sites[0].card.read_bytes())
     key = next(key.public for key in origin.keys if key.role is Role.ISSUE)
     claims = SDJWTVerifier(
         compact.read_text(encoding="utf-8").strip(),

@@ -7,86 +7,129 @@ What an entry says, and whether it may still go, is decided in `node.releases`.
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from federation import checkpoint as notes
 from federation import entries, merkle
-from federation.checkpoint import Checkpoint
-from federation.entries import Body, Delivery, Envelope, ErasedItem, Withdrawal
-from federation.errors import MalformedError, NotFoundError, SignatureError
-from federation.feed import check_receipt
-from federation.keyring import Card
+from federation.base64url import b64url
+from federation.checkpoint import Checkpoint, VerifierKey, origin_line
+from federation.entries import Body, Envelope, ErasedItem
+from federation.errors import HeldError, MalformedError, NotFoundError, SignatureError, UnconfirmedError
+from federation.feed import Ask, check_receipt, signed_head
+from federation.keyring import Card, unverified
 from federation.limits import MAX_PAGE_BYTES, MAX_PAGE_ITEMS, NONCE_BYTES
 from federation.merkle import RightEdge
 from federation.model import NodeId, Role
+from node import alarms, ledger
+from node.alarms import Alarm
 from node.context import Node
+from node.keys import Signer
+from node.ledger import Act
 from node.store.database import one_row, read, write
-from node.store.tables import out_entries, out_feeds
+from node.store.tables import card_deliveries, out_entries, out_feeds, own_cards, peers
+
+POLICY = "policy"  # who did it, where no person did
 
 
 @dataclass(frozen=True, slots=True)
 class OutFeed:
-    """The feed to one peer as it stands. `receipt_size`: how many entries that peer has acknowledged as durable."""
+    """The current feed to one peer. `receipt_size`: how many entries that peer has acknowledged as durable.
 
+    `shown` is a head of ours that the receiver holds and we do not: this node was restored or cloned (I16).
+    """
+
+    id: int
     peer: NodeId
+    epoch: int
     origin: str
     size: int
     edge: RightEdge
     receipt: bytes
     receipt_size: int
+    shown_to: bytes
+    shown: bytes
 
 
-def out_feed(tx: Connection, peer: NodeId) -> OutFeed:
-    """The feed to `peer`. Raises NotFoundError."""
-    row = tx.execute(select(out_feeds).where(out_feeds.c.peer == peer)).one_or_none()
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an entry stands: the row of its feed, its number there, and its leaf hash."""
+
+    feed: int
+    seq: int
+    leaf_hash: bytes
+
+
+def out_feed(tx: Connection, peer: NodeId, epoch: int | None = None) -> OutFeed:
+    """The feed to `peer`, the current one unless an epoch is named. Raises NotFoundError."""
+    query = select(out_feeds).where(out_feeds.c.peer == peer).order_by(out_feeds.c.epoch.desc()).limit(1)
+    row = tx.execute(query if epoch is None else query.where(out_feeds.c.epoch == epoch)).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no feed to {peer}: it is not enrolled")
-    return OutFeed(peer, row.origin, row.size, merkle.RightEdge.decode(row.edge), row.receipt or b"", row.receipt_size)
+    return OutFeed(
+        id=row.id,
+        peer=peer,
+        epoch=row.epoch,
+        origin=row.origin,
+        size=row.size,
+        edge=merkle.RightEdge.decode(row.edge),
+        receipt=row.receipt or b"",
+        receipt_size=row.receipt_size,
+        shown_to=row.shown_to or b"",
+        shown=row.shown or b"",
+    )
 
 
-def append(node: Node, tx: Connection, peer: NodeId, body: Body, *, advisory: int | None = None) -> int:
-    """Appends an entry to the feed to `peer` and returns its sequence number.
+def append(
+    node: Node, tx: Connection, peer: NodeId, body: Body, *, advisory: int | None = None, inbox: int | None = None
+) -> Place:
+    """Appends an entry to the current feed to `peer`. `advisory` or `inbox` is the local row that it was made from.
 
-    Raises ConflictError when another process appended meanwhile, TooLargeError when the entry could not be sent.
+    Raises ConflictError when another process appended meanwhile, TooLargeError when the entry could not be sent, and
+    HeldError for what the peer's protocol version does not have.
     """
     feed = out_feed(tx, peer)
+    kind = entries.kind_of(body)
+    version = unverified(tx.execute(select(peers.c.card).where(peers.c.node == peer)).scalar_one()).speaks
+    if not entries.spoken_by(body, version):
+        raise HeldError(f"{peer} speaks protocol version {version}, which has no {kind}: it must be upgraded first")
     data = entries.write(Envelope(feed.origin, feed.size, node.entropy(NONCE_BYTES), body))
     leaf_hash = merkle.leaf_hash(data)
     edge = feed.edge.append(leaf_hash)
     moved = tx.execute(
         update(out_feeds)
-        .where(out_feeds.c.peer == peer, out_feeds.c.size == feed.size)
+        .where(out_feeds.c.id == feed.id, out_feeds.c.size == feed.size)
         .values(size=edge.size, edge=edge.encode())
     )
     one_row(moved.rowcount, f"the feed to {peer}")
     tx.execute(
         insert(out_entries).values(
-            peer=peer,
+            feed=feed.id,
             seq=feed.size,
-            kind=_kind(body),
+            kind=kind,
             data=data,
             leaf_hash=leaf_hash,
             root=edge.root(),
             advisory=advisory,
+            inbox=inbox,
         )
     )
-    return feed.size
+    return Place(feed.id, feed.size, leaf_hash)
 
 
-def erase(tx: Connection, peer: NodeId, seqs: tuple[int, ...], eraser: int) -> None:
+def erase(tx: Connection, feed: int, seqs: tuple[int, ...], eraser: int) -> None:
     """Erases the bytes of entries; their sequence numbers, leaf hashes and roots stay."""
     tx.execute(
         update(out_entries)
-        .where(out_entries.c.peer == peer, out_entries.c.seq.in_(seqs), out_entries.c.data.is_not(None))
+        .where(out_entries.c.feed == feed, out_entries.c.seq.in_(seqs), out_entries.c.data.is_not(None))
         .values(data=None, erased_by=eraser)
     )
 
 
-def items_after(tx: Connection, peer: NodeId, cursor: int, max_items: int) -> list[bytes | ErasedItem]:
+def items_after(tx: Connection, feed: int, cursor: int, max_items: int) -> list[bytes | ErasedItem]:
     """The next page: closed at 1 MiB or the number of items, but at least one item if there is any."""
     rows = tx.execute(
         select(out_entries.c.seq, out_entries.c.data, out_entries.c.leaf_hash, out_entries.c.erased_by)
-        .where(out_entries.c.peer == peer, out_entries.c.seq >= cursor)
+        .where(out_entries.c.feed == feed, out_entries.c.seq >= cursor)
         .order_by(out_entries.c.seq)
         .limit(max_items)
     ).yield_per(16)  # a page often closes early: do not read entries that it will not carry
@@ -110,37 +153,119 @@ def head(node: Node, tx: Connection, feed: OutFeed, size: int) -> bytes:
     """The signed checkpoint of `feed` at `size`. Raises NotFoundError for a size that it never had."""
     if size > feed.size:
         raise NotFoundError(f"the feed to {feed.peer} has {feed.size} entries, not {size}")
-    signer = node.keys.signer(Role.FEED, node.card, node.clock())
-    checkpoint = Checkpoint(feed.origin, size, _root_at(tx, feed, size))
+    signer = signer_for(node, tx, feed.peer, Role.FEED)
+    checkpoint = Checkpoint(feed.origin, size, root_at(tx, feed, size))
     return notes.sign(checkpoint, feed.origin, signer.sign, signer.public)
 
 
 def latest_head(node: Node, tx: Connection, feed: OutFeed) -> bytes:
     """The newest signed head, with this log's own timestamped cosignature."""
-    now = node.clock()
-    signer = node.keys.signer(Role.FEED, node.card, now)
+    signer = signer_for(node, tx, feed.peer, Role.FEED)
     note = head(node, tx, feed, feed.size)
-    return notes.cosign(note, feed.origin, int(now.timestamp()), signer.sign, signer.public)
+    return notes.cosign(note, feed.origin, int(node.clock().timestamp()), signer.sign, signer.public)
+
+
+def signer_for(node: Node, tx: Connection, peer: NodeId, role: Role) -> Signer:
+    """The key of `role` for what goes to `peer`: of the newest card of ours that it is known to hold.
+
+    So a new key is used with each peer from the moment on at which it can verify it, and no sooner, as long as the old
+    one is valid. Raises LockedError, UsageError.
+    """
+    known = tx.execute(
+        select(own_cards.c.document)
+        .join(peers, peers.c.our_card >= own_cards.c.version)
+        .where(peers.c.node == peer)
+        .order_by(own_cards.c.version.desc())
+        .limit(1)
+    ).scalar_one()
+    return node.keys.signer(role, node.own.as_known_from(known, role, node.clock()), node.clock())
+
+
+def earlier_origins(node: Node, feed: OutFeed) -> tuple[str, ...]:
+    """The origin lines of the epochs before this one."""
+    return tuple(origin_line(node.id, feed.peer, epoch) for epoch in range(1, feed.epoch))
+
+
+def own_feed_keys(tx: Connection, feed: OutFeed) -> tuple[VerifierKey, ...]:
+    """Every feed key that this node has ever had, under the name of `feed`: for heads that it may have signed."""
+    found: dict[bytes, VerifierKey] = {}
+    for document in tx.execute(select(own_cards.c.document).order_by(own_cards.c.version.desc())).scalars():
+        for key in unverified(document).keys:
+            if key.role is Role.FEED:
+                found.setdefault(key.public, VerifierKey(feed.origin, key.public))
+    return tuple(found.values())
+
+
+def confirm(node: Node, peer: Card, ask: Ask) -> None:
+    """Lets the feed to `peer` sign, if the receiver has shown that this node still has all that it ever signed (I16).
+
+    (1) what it shows is a head of this feed that we signed, and (2) our tree has its root at its size; else this node
+    comes from a backup or is a copy, which is kept. (3) A receiver that comes from a backup itself proves nothing to a
+    node that has just started. (4) A feed of which we know that it lacks what was signed never signs again.
+    Raises UnconfirmedError, and SignatureError for a head that we did not sign.
+    """
+    with read(node.engine) as tx:
+        feed = out_feed(tx, peer.node)
+        shown = None
+        evidence = ask.newest or ask.receipt  # version 1 has no more than its receipt to show
+        if evidence:
+            seen = signed_head(evidence, feed.origin, own_feed_keys(tx, feed))  # (1)
+            if seen.size > feed.size or seen.root != root_at(tx, feed, seen.size):  # (2)
+                shown = evidence
+        if ask.cursor and not ask.newest and ask.protocol > 1:
+            raise MalformedError("pull: a cursor without the newest head that was shown")
+    if shown is not None:
+        _remember(node, feed, shown)
+    if shown is not None or feed.shown:  # (4)
+        raise UnconfirmedError(
+            f"{peer.node} holds entries of our feed to it that are not ours any more: this node comes from a backup"
+            f" or is a copy. Two people open a new epoch: apostille peer epoch open {peer.node}"
+        )
+    if feed.shown_to == node.start:
+        return
+    if ask.restored:  # (3)
+        raise UnconfirmedError(
+            f"{peer.node} comes from a backup and this node has just started: neither can show what was signed last."
+            f" Two people open a new epoch: apostille peer epoch open {peer.node}"
+        )
+    with write(node.engine) as tx:
+        tx.execute(update(out_feeds).where(out_feeds.c.id == feed.id).values(shown_to=node.start))
 
 
 def accept_receipt(node: Node, peer: Card, receipt: bytes) -> None:
-    """Stores a receipt that says more than the one held.
+    """Stores a receipt that says more than the one held, with a row of the ledger.
 
     (1) a head of this feed that we signed, cosigned by the peer's receipt key; (2) its root is ours at that size; (3)
-    it grows. Raises a RemoteError; an older receipt is ignored.
+    it grows.
+    Raises a RemoteError; an older receipt is ignored.
     """
     now = node.clock()
-    with write(node.engine) as tx:
+    keys = peer.note_keys(Role.RECEIPT, peer.node, now)
+    with read(node.engine) as tx:
         feed = out_feed(tx, peer.node)
-        ours = node.card.note_keys(Role.FEED, feed.origin, now)
-        seen = check_receipt(receipt, feed.origin, ours, peer.note_keys(Role.RECEIPT, peer.node, now))  # (1)
-        if seen.size > feed.size or seen.root != _root_at(tx, feed, seen.size):  # (2)
+        seen = check_receipt(receipt, feed.origin, own_feed_keys(tx, feed), keys)  # (1)
+        if seen.size > feed.size or seen.root != root_at(tx, feed, seen.size):  # (2)
             raise SignatureError(f"receipt of {peer.node}: its root is not that of our feed at {seen.size}")
-        if seen.size > feed.receipt_size:  # (3)
+    if seen.size <= feed.receipt_size:  # (3)
+        return
+    with write(node.engine) as tx:
+        grown = tx.execute(
+            update(out_feeds)
+            .where(out_feeds.c.id == feed.id, out_feeds.c.receipt_size < seen.size)
+            .values(receipt=receipt, receipt_size=seen.size, receipt_at=now)
+        )
+        if grown.rowcount != 1:
+            return
+        facts = {"size": seen.size, "root": seen.root.hex(), "receipt": b64url(receipt)}
+        where = ledger.Where(peer.node, feed.id, feed.origin, seen.size - 1)
+        ledger.add(tx, Act.RECEIPT, where, facts, at=now, by=peer.node)
+        known = select(func.max(card_deliveries.c.version)).where(
+            card_deliveries.c.feed == feed.id, card_deliveries.c.seq < seen.size
+        )
+        version = tx.execute(known).scalar_one()
+        if version is not None:
             tx.execute(
-                update(out_feeds)
-                .where(out_feeds.c.peer == peer.node, out_feeds.c.receipt_size < seen.size)
-                .values(receipt=receipt, receipt_size=seen.size, receipt_at=now)
+                update(peers).where(peers.c.node == peer.node, peers.c.our_card < version).values(our_card=version)
             )
 
 
@@ -155,15 +280,7 @@ def prove(
         feed = out_feed(tx, peer)
         if origin != feed.origin or size > feed.size:
             raise NotFoundError("no such feed, or it is not that long")
-        leaves = (
-            tx.execute(
-                select(out_entries.c.leaf_hash)
-                .where(out_entries.c.peer == peer, out_entries.c.seq < size)
-                .order_by(out_entries.c.seq)
-            )
-            .scalars()
-            .all()
-        )
+        leaves = leaf_hashes(tx, feed.id, size)
         note = head(node, tx, feed, size)
     if leaf is not None and leaf < size:
         return merkle.inclusion_proof(leaves, leaf), note
@@ -172,25 +289,45 @@ def prove(
     raise MalformedError("proof: the leaf or the first size lies outside the feed")
 
 
+def leaf_hashes(tx: Connection, feed: int, size: int) -> list[bytes]:
+    """The first `size` leaf hashes of a feed."""
+    rows = tx.execute(
+        select(out_entries.c.leaf_hash)
+        .where(out_entries.c.feed == feed, out_entries.c.seq < size)
+        .order_by(out_entries.c.seq)
+    )
+    return list(rows.scalars())
+
+
 def unseen(node: Node) -> tuple[NodeId, ...]:
     """The peers who have not acknowledged everything that is in their feed."""
+    newest = select(func.max(out_feeds.c.id)).group_by(out_feeds.c.peer)
     with read(node.engine) as tx:
-        rows = tx.execute(select(out_feeds.c.peer).where(out_feeds.c.size > out_feeds.c.receipt_size)).scalars().all()
-    return tuple(NodeId(peer) for peer in rows)
+        rows = tx.execute(
+            select(out_feeds.c.peer)
+            .join(peers, peers.c.node == out_feeds.c.peer)
+            .where(out_feeds.c.id.in_(newest), out_feeds.c.size > out_feeds.c.receipt_size, peers.c.direct == 1)
+        ).scalars()
+        return tuple(map(NodeId, rows.all()))
 
 
-def _root_at(tx: Connection, feed: OutFeed, size: int) -> bytes:
+def root_at(tx: Connection, feed: OutFeed, size: int) -> bytes:
+    """The root of the first `size` entries, which the feed must have."""
     if size == feed.size:
         return feed.edge.root()
     if size == 0:
         return merkle.EMPTY.root()
     root: bytes = tx.execute(
-        select(out_entries.c.root).where(out_entries.c.peer == feed.peer, out_entries.c.seq == size - 1)
+        select(out_entries.c.root).where(out_entries.c.feed == feed.id, out_entries.c.seq == size - 1)
     ).scalar_one()
     return root
 
 
-def _kind(body: Body) -> str:
-    if isinstance(body, Delivery):
-        return "presentation"
-    return "withdrawal" if isinstance(body, Withdrawal) else "agreement"
+def _remember(node: Node, feed: OutFeed, shown: bytes) -> None:
+    """Keeps the largest head of ours that was shown and that we do not have."""
+    held = Checkpoint.of(feed.shown).size if feed.shown else -1
+    if Checkpoint.of(shown).size <= held:
+        return
+    with write(node.engine) as tx:
+        tx.execute(update(out_feeds).where(out_feeds.c.id == feed.id).values(shown=shown))
+        alarms.raise_alarm(tx, Alarm.RESTORED, feed.peer, "the peer holds more of our feed than we do", node.clock())

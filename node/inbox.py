@@ -9,20 +9,27 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, Select, delete, insert, or_, select, update
 
 from federation import entries, sdjwt
 from federation.entries import Delivery
-from federation.errors import HeldError, NotFoundError, UsageError
+from federation.errors import EquivocationError, HeldError, NotFoundError, UsageError
 from federation.inbound import Advisory
 from federation.model import JsonObject, NodeId, Terms, Tlp
+from node import incidents
 from node.context import Node
-from node.store.database import read
-from node.store.tables import in_entries, inbox
+from node.store.database import read, storable
+from node.store.tables import in_entries, inbox, inbox_terms
 
 _UNTITLED = "(no title disclosed)"
-_ORDER: Final = ("current", "equivocation", "superseded", "withdrawn")  # which one a name means, of several
-_TAKEN_BACK = "(withdrawn by its sender)"
+_ORDER: Final = (
+    "current",
+    "equivocation",
+    "superseded",
+    "recalled",
+    "withdrawn",
+    "expired",
+)  # which one a name means, of several
 
 
 class Disposition(StrEnum):
@@ -34,6 +41,8 @@ class Disposition(StrEnum):
     REFUSED = "refused"
     ERASED = "erased"
     WITHDRAWN = "withdrawn"
+    RECALLED = "recalled"
+    EXPIRED = "expired"
 
 
 class InboxState(StrEnum):
@@ -42,7 +51,16 @@ class InboxState(StrEnum):
     CURRENT = "current"
     SUPERSEDED = "superseded"
     EQUIVOCATION = "equivocation"
-    WITHDRAWN = "withdrawn"
+    WITHDRAWN = "withdrawn"  # by its sender
+    RECALLED = "recalled"  # by its origin
+    EXPIRED = "expired"  # its retention has ended, and its bytes are gone
+
+
+_GONE: Final = {
+    InboxState.WITHDRAWN: "(withdrawn by its sender)",
+    InboxState.RECALLED: "(recalled by its origin)",
+    InboxState.EXPIRED: "(its retention has ended)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,7 @@ class Item:
 
     id: int
     peer: NodeId
+    feed: int
     seq: int
     origin: NodeId
     name: str
@@ -76,7 +95,7 @@ class Content:
     disclosures: int
 
 
-def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: datetime) -> InboxState:
+def file(tx: Connection, advisory: Advisory, peer: NodeId, feed: int, seq: int, now: datetime) -> InboxState:
     """Files an admitted advisory and settles which revision is current.
 
     The same revision with another core is EQUIVOCATION: both are kept, neither is current. A lower revision than the
@@ -84,13 +103,13 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: dateti
     """
     same_name = (inbox.c.origin == advisory.origin) & (inbox.c.name == advisory.name)
     seen = tx.execute(select(inbox).where(same_name)).all()  # withdrawn ones too: they were signed all the same
-    not_withdrawn = inbox.c.state != InboxState.WITHDRAWN
+    held = inbox.c.state.not_in(_GONE)
     state = InboxState.CURRENT
     if any(row.revision == advisory.revision and row.core_digest != advisory.core_digest for row in seen):
         state = InboxState.EQUIVOCATION
         same_revision = inbox.c.revision == advisory.revision
-        tx.execute(update(inbox).where(same_name, same_revision, not_withdrawn).values(state=state))
-    elif any(row.revision > advisory.revision and row.state != InboxState.WITHDRAWN for row in seen):
+        tx.execute(update(inbox).where(same_name, same_revision, held).values(state=state))
+    elif any(row.revision > advisory.revision and row.state not in _GONE for row in seen):
         state = InboxState.SUPERSEDED
     else:
         older = inbox.c.state == InboxState.CURRENT
@@ -98,6 +117,7 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: dateti
     tx.execute(
         insert(inbox).values(
             peer=peer,
+            feed=feed,
             seq=seq,
             origin=advisory.origin,
             name=advisory.name,
@@ -105,6 +125,7 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: dateti
             core_digest=advisory.core_digest,
             title=_title(advisory),
             tlp=advisory.handling.tlp,
+            issued_at=advisory.issued_at,
             retain_until=advisory.terms.retain_until,
             state=state,
             received_at=now,
@@ -113,27 +134,60 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, seq: int, now: dateti
     return state
 
 
+def report_equivocation(node: Node, tx: Connection, advisory: Advisory) -> None:
+    """Keeps the cores that contradict each other as evidence against their origin, with an alarm."""
+    rows = tx.execute(
+        select(in_entries.c.data)
+        .join(inbox, (inbox.c.feed == in_entries.c.feed) & (inbox.c.seq == in_entries.c.seq))
+        .where(
+            inbox.c.origin == advisory.origin,
+            inbox.c.name == advisory.name,
+            inbox.c.revision == advisory.revision,
+            in_entries.c.data.is_not(None),
+        )
+    ).scalars()
+    bodies = [entries.read(data).body for data in rows]
+    cores = sorted({body.presentation.core.decode() for body in bodies if isinstance(body, Delivery)})
+    subject = f"{advisory.name}/{advisory.revision}"
+    incidents.open_incident(
+        tx,
+        EquivocationError.code,
+        advisory.origin,
+        storable(subject),
+        {"cores": cores},
+        "it signed two documents under one revision",
+        node.clock(),
+    )
+
+
 def _title(advisory: Advisory) -> str:
     title = advisory.csaf["document"].get("title")
-    return title if isinstance(title, str) else _UNTITLED
+    return storable(title) if isinstance(title, str) else _UNTITLED
 
 
-def withdraw(tx: Connection, peer: NodeId, seqs: tuple[int, ...]) -> None:
+def withdraw(tx: Connection, feed: int, seqs: tuple[int, ...]) -> None:
     """A sender took back its own deliveries: their bytes go, their leaf hashes stay.
 
     What is disputed stays as evidence: an origin that signed two documents cannot take the proof back.
     """
-    disputed = select(inbox.c.seq).where(inbox.c.peer == peer, inbox.c.state == InboxState.EQUIVOCATION)
+    disputed = select(inbox.c.seq).where(inbox.c.feed == feed, inbox.c.state == InboxState.EQUIVOCATION)
     tx.execute(
         update(in_entries)
-        .where(in_entries.c.peer == peer, in_entries.c.seq.in_(seqs), in_entries.c.seq.not_in(disputed))
+        .where(in_entries.c.feed == feed, in_entries.c.seq.in_(seqs), in_entries.c.seq.not_in(disputed))
         .values(data=None, outcome=Disposition.WITHDRAWN)
     )
-    tx.execute(
-        update(inbox)
-        .where(inbox.c.peer == peer, inbox.c.seq.in_(seqs), inbox.c.state != InboxState.EQUIVOCATION)
-        .values(state=InboxState.WITHDRAWN, title=_TAKEN_BACK)
+    forget(
+        tx,
+        select(inbox.c.id).where(inbox.c.feed == feed, inbox.c.seq.in_(seqs), inbox.c.state != InboxState.EQUIVOCATION),
+        InboxState.WITHDRAWN,
     )
+
+
+def forget(tx: Connection, which: Select[tuple[int]], state: InboxState) -> None:
+    """Takes items out of use: what was read out of their bytes, title and search terms, goes as the bytes go."""
+    ids = tuple(tx.execute(which).scalars())
+    tx.execute(delete(inbox_terms).where(inbox_terms.c.inbox.in_(ids)))
+    tx.execute(update(inbox).where(inbox.c.id.in_(ids)).values(state=state, title=_GONE[state]))
 
 
 def items(node: Node, *, every_state: bool = False) -> tuple[Item, ...]:
@@ -148,6 +202,7 @@ def items(node: Node, *, every_state: bool = False) -> tuple[Item, ...]:
         Item(
             id=row.id,
             peer=NodeId(row.peer),
+            feed=row.feed,
             seq=row.seq,
             origin=NodeId(row.origin),
             name=row.name,
@@ -189,10 +244,10 @@ def content(node: Node, reference: str) -> Content:
         )
     with read(node.engine) as tx:
         data = tx.execute(
-            select(in_entries.c.data).where(in_entries.c.peer == item.peer, in_entries.c.seq == item.seq)
+            select(in_entries.c.data).where(in_entries.c.feed == item.feed, in_entries.c.seq == item.seq)
         ).scalar_one()
     if data is None:
-        raise HeldError(f"{item.name}: {item.peer} has withdrawn it")
+        raise HeldError(f"{item.name}: its bytes are gone {_GONE.get(item.state, '')}".rstrip())
     body = entries.read(data).body
     if not isinstance(body, Delivery):
         raise NotFoundError(f"{reference} is no advisory")

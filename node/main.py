@@ -2,38 +2,42 @@
 
 A home is a folder that only its owner can read:
 
-    apostille.yaml   settings          card.json      this node's card, signed by its roots
-    keys/            online keys       roots/         root keys, until they are moved offline
-    passphrase       opens the keys    apostille.db   everything else
+    apostille.yaml   settings          keys/          online keys
+    passphrase       opens the keys    roots/         root keys, until they are moved offline
+    apostille.db     everything else, this node's card included
 """
 
 import os
-import pwd
 import secrets
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy import Engine
+
 from config import data, settings
 from config.settings import Settings
 from federation import jws, keyring
-from federation.errors import MalformedError, SignatureError, UsageError
+from federation.errors import UsageError
 from federation.keyring import Card, RootSet, root_key_id
 from federation.labels import load as load_labels
 from federation.limits import MAX_ROOT_KEYS
-from federation.model import Country, NodeId
+from federation.model import SPOKEN_VERSIONS, Country, NodeId
 from federation.policy.engine import RuleBook, rule_book
 from federation.policy.packs import load_pack
-from node import keys
+from node import keys, owncard, people
 from node.context import Node
+from node.owncard import OwnCard
 from node.store import database
 
-CARD_FILE = "card.json"
 DATABASE_FILE = "apostille.db"
 PASSPHRASE_FILE = "passphrase"  # noqa: S105 - the name of a file
 PASSPHRASE_VARIABLE = "APOSTILLE_PASSPHRASE"  # noqa: S105 - the name of a variable
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5): set by the service manager for LoadCredential
+NOTIFY_VARIABLE = "NOTIFY_SOCKET"  # sd_notify(3)
 DEFAULT_POLL_INTERVAL_S = 60
 _PASSPHRASE_BYTES = 32
+_START_BYTES = 16
 
 
 def utc_now() -> datetime:
@@ -51,14 +55,18 @@ def init_home(
     roots: int,
     threshold: int,
     packs: tuple[str, ...],
+    server: str | None = None,
 ) -> Card:
-    """Makes a home: keys, card, settings, database. Raises UsageError; then nothing is left behind."""
+    """Makes a home: keys, card, settings, database. Raises UsageError; then nothing is left behind.
+
+    `server` is the URL of an empty PostgreSQL database, None for a file in the home.
+    """
     if not 1 <= threshold <= roots <= MAX_ROOT_KEYS:
         raise UsageError(f"roots: 1 to {MAX_ROOT_KEYS} keys, and a threshold of 1 to that many")
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise UsageError(f"{home} is no empty folder; name a new one with --home")
     existed = home.exists()
-    chosen = Settings(node, jurisdiction, listen, advertise, DEFAULT_POLL_INTERVAL_S, packs)
+    chosen = Settings(node, jurisdiction, listen, advertise, DEFAULT_POLL_INTERVAL_S, packs, database=server)
     book_of(chosen)  # a law pack that does not exist is found before anything is made
     try:
         return _fill_home(home, chosen, roots, threshold)
@@ -88,17 +96,21 @@ def _fill_home(home: Path, chosen: Settings, roots: int, threshold: int) -> Card
         version=1,
         issued_at=now.replace(microsecond=0),
         jurisdiction=chosen.jurisdiction,
-        protocols=(keyring.PROTOCOL_VERSION,),
+        protocols=SPOKEN_VERSIONS,
         endpoint=chosen.advertise,
         roots=root_set,
         keys=online,
     )
-    (home / CARD_FILE).write_bytes(sign_card(card, keys.Keys(home, passphrase)))
     (home / settings.FILE_NAME).write_text(settings.write(chosen), encoding="utf-8")
-    keys.write_private(home / DATABASE_FILE, b"")  # SQLite gives its other files the mode of this one
-    engine = database.open_engine(home / DATABASE_FILE)
-    database.create(engine, chosen.node)
-    engine.dispose()
+    document = sign_card(card, keys.Keys(home, passphrase))
+    if chosen.database is None:
+        keys.write_private(home / DATABASE_FILE, b"")  # SQLite gives its other files the mode of this one
+    engine = engine_of(home, chosen)
+    try:
+        with database.create(engine, chosen.node, now) as tx:  # last: a server's tables would not go with the home
+            owncard.store(tx, card, document, at=now, by=people.account())
+    finally:
+        engine.dispose()
     return card
 
 
@@ -117,35 +129,45 @@ def sign_card(card: Card, held: keys.Keys) -> bytes:
 def open_node(home: Path) -> Node:
     """The node in `home`. Raises UsageError, PolicyError or LockedError, with what to do next."""
     chosen = read_settings(home)
-    engine = database.open_engine(home / DATABASE_FILE)
-    if not (home / DATABASE_FILE).is_file():
-        raise UsageError(f"{home / DATABASE_FILE} is missing: restore it from a backup")
-    database.check(engine, chosen.node)
-    card_bytes, card = read_card(home, chosen)
+    engine = open_database(home, chosen)
+    own = own_card(engine, chosen)
     return Node(
         id=chosen.node,
         jurisdiction=chosen.jurisdiction,
         home=home,
         listen=chosen.listen,
         poll_interval_s=chosen.poll_interval_s,
-        card=card,
-        card_bytes=card_bytes,
+        own=own,
         keys=keys.Keys(home, passphrase_of(home)),
         engine=engine,
         labels=load_labels(data.labels_text(), "labels/csaf-2.0.yaml"),
         book=book_of(chosen),
         clock=utc_now,
         entropy=secrets.token_bytes,
-        actor=_local_user(),
+        actor=people.account(),
+        people=people.read(chosen.people, people.name_of(home.stat().st_uid), str(home / settings.FILE_NAME)),
+        start=secrets.token_bytes(_START_BYTES),
     )
 
 
-def _local_user() -> str:
-    """Who runs this command, by user id and not by what the environment says; in a container it may have no name."""
+def open_database(home: Path, chosen: Settings) -> Engine:
+    """The database of `home`. Raises UsageError when it is missing, of another node, or of another version."""
+    engine = engine_of(home, chosen)
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"uid {os.getuid()}"
+        database.check(engine, chosen.node)
+    except UsageError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def engine_of(home: Path, chosen: Settings) -> Engine:
+    """The database that the settings name: the file in the home, or a server. Raises UsageError for a missing file."""
+    if chosen.database is not None:
+        return database.open_engine(chosen.database)
+    if not (home / DATABASE_FILE).is_file():
+        raise UsageError(f"{home / DATABASE_FILE} is missing: restore it from a backup")
+    return database.open_engine(home / DATABASE_FILE)
 
 
 def read_settings(home: Path) -> Settings:
@@ -159,31 +181,36 @@ def read_settings(home: Path) -> Settings:
         raise UsageError(f"{path} cannot be read") from e
 
 
-def read_card(home: Path, chosen: Settings) -> tuple[bytes, Card]:
+def own_card(engine: Engine, chosen: Settings) -> OwnCard:
     """This node's own card. Raises UsageError when it is missing, damaged or that of another node."""
-    path = home / CARD_FILE
-    try:
-        card_bytes = path.read_bytes()
-        card = keyring.open_card(card_bytes)
-    except OSError as e:
-        raise UsageError(f"{path} cannot be read: restore it from a backup") from e
-    except (MalformedError, SignatureError) as e:
-        raise UsageError(f"{path} is damaged: restore it from a backup") from e
-    if (card.node, card.jurisdiction) != (chosen.node, chosen.jurisdiction):
-        raise UsageError(f"{path} is the card of {card.node} in {card.jurisdiction}, the settings say otherwise")
-    return card_bytes, card
+    own = OwnCard(engine)
+    if (own.card.node, own.card.jurisdiction) != (chosen.node, chosen.jurisdiction):
+        raise UsageError(
+            f"the database holds the card of {own.card.node} in {own.card.jurisdiction}, the settings say otherwise"
+        )
+    return own
 
 
 def passphrase_of(home: Path) -> bytes | None:
-    """What opens the private keys: the environment first, then the file that `init` made. Raises UsageError."""
+    """What opens the private keys: the environment first, then what the service manager hands over, then the file that
+    `init` made. Raises UsageError.
+    """
     given = os.environ.get(PASSPHRASE_VARIABLE)
     if given:
         return given.encode()
+    handed = os.environ.get(CREDENTIALS_VARIABLE)
+    if handed and (Path(handed) / PASSPHRASE_FILE).is_file():
+        return (Path(handed) / PASSPHRASE_FILE).read_bytes().strip()  # its mode is the manager's care, see systemd.exec
     path = home / PASSPHRASE_FILE
     if not path.exists():
         return None
     keys.check_private(path, str(path))
     return path.read_bytes().strip()
+
+
+def notify_socket() -> str | None:
+    """Where the service manager wants to hear that this process is ready; None where there is none."""
+    return os.environ.get(NOTIFY_VARIABLE) or None
 
 
 def book_of(chosen: Settings) -> RuleBook:

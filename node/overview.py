@@ -8,10 +8,12 @@ from sqlalchemy import Connection, func, or_, select
 from federation.model import NodeId
 from node import quarantine
 from node.agreements import in_force
+from node.alarms import open_count
 from node.context import Node
 from node.inbox import InboxState
+from node.ledger import Act
 from node.store.database import read
-from node.store.tables import advisories, in_feeds, inbox, ledger, out_feeds, peers
+from node.store.tables import advisories, in_feeds, inbox, ledger, out_entries, out_feeds, peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Overview:
     drafts: int
     issued: int
     agreements_in_force: int
+    alarms: int  # open ones
     withdrawn: tuple[tuple[str, NodeId], ...]  # taken back before or after delivery, and not released again
 
 
@@ -60,8 +63,12 @@ def overview(node: Node) -> Overview:
             in_feeds.c.problem,
             in_feeds.c.frozen,
         )
-        .join_from(peers, out_feeds)
-        .join_from(peers, in_feeds)
+        .join_from(peers, out_feeds, out_feeds.c.peer == peers.c.node)
+        .join(in_feeds, in_feeds.c.peer == peers.c.node)
+        .where(
+            out_feeds.c.id.in_(select(func.max(out_feeds.c.id)).group_by(out_feeds.c.peer)),
+            in_feeds.c.id.in_(select(func.max(in_feeds.c.id)).group_by(in_feeds.c.peer)),
+        )
         .order_by(peers.c.node)
     )
     live = or_(inbox.c.retain_until.is_(None), inbox.c.retain_until > now)
@@ -88,19 +95,29 @@ def overview(node: Node) -> Overview:
             drafts=tx.execute(count.where(advisories.c.core.is_(None))).scalar_one(),
             issued=tx.execute(count.where(advisories.c.core.is_not(None))).scalar_one(),
             agreements_in_force=len(in_force(tx, now)),
+            alarms=open_count(tx),
             withdrawn=_withdrawn(tx),
         )
 
 
 def _withdrawn(tx: Connection) -> tuple[tuple[str, NodeId], ...]:
-    """Advisory and peer of every release that was taken back and has no later one that stands."""
-    standing = select(ledger.c.advisory, ledger.c.peer).where(ledger.c.withdrawn_at.is_(None)).distinct().subquery()
-    rows = tx.execute(
-        select(advisories.c.name, ledger.c.peer)
-        .join_from(ledger, advisories, advisories.c.id == ledger.c.advisory)
-        .outerjoin(standing, (standing.c.advisory == ledger.c.advisory) & (standing.c.peer == ledger.c.peer))
-        .where(ledger.c.withdrawn_at.is_not(None), standing.c.peer.is_(None))
+    """Own advisory and peer of every release that was withdrawn and has no later one that stands."""
+    standing = (
+        select(out_entries.c.advisory, out_feeds.c.peer)
+        .join(out_feeds, out_feeds.c.id == out_entries.c.feed)
+        .where(out_entries.c.advisory.is_not(None), out_entries.c.data.is_not(None))
         .distinct()
-        .order_by(advisories.c.name, ledger.c.peer)
+        .subquery()
+    )
+    eraser = ledger.alias()
+    rows = tx.execute(
+        select(advisories.c.name, out_feeds.c.peer)
+        .join_from(out_entries, advisories, advisories.c.id == out_entries.c.advisory)
+        .join(out_feeds, out_feeds.c.id == out_entries.c.feed)
+        .join(eraser, (eraser.c.feed == out_entries.c.feed) & (eraser.c.seq == out_entries.c.erased_by))
+        .outerjoin(standing, (standing.c.advisory == advisories.c.id) & (standing.c.peer == out_feeds.c.peer))
+        .where(eraser.c.kind == Act.WITHDRAWAL, standing.c.peer.is_(None))
+        .distinct()
+        .order_by(advisories.c.name, out_feeds.c.peer)
     ).all()
     return tuple((row.name, NodeId(row.peer)) for row in rows)

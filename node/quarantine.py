@@ -15,9 +15,14 @@ from federation.errors import NotFoundError
 from federation.model import NodeId
 from node.context import Node
 from node.store.database import read
-from node.store.tables import in_entries
+from node.store.tables import in_entries, in_feeds
 
 _SET_ASIDE = ("quarantined", "refused")
+_ENTRIES = (
+    select(in_entries, in_feeds.c.peer)
+    .join(in_feeds, in_feeds.c.id == in_entries.c.feed)
+    .where(in_entries.c.outcome.in_(_SET_ASIDE))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +42,17 @@ class SetAside:
 
 def all_set_aside(node: Node) -> tuple[SetAside, ...]:
     """Every entry that was set aside, newest first."""
-    query = select(in_entries).where(in_entries.c.outcome.in_(_SET_ASIDE))
+    query = _ENTRIES.order_by(in_entries.c.received_at.desc(), in_feeds.c.epoch.desc(), in_entries.c.seq.desc())
     with read(node.engine) as tx:
-        rows = tx.execute(query.order_by(in_entries.c.received_at.desc(), in_entries.c.seq.desc())).all()
+        rows = tx.execute(query).all()
     return tuple(map(_set_aside, rows))
 
 
 def set_aside(node: Node, peer: NodeId, seq: int) -> tuple[SetAside, bytes | None]:
-    """One entry with its bytes, None when they are not kept. Raises NotFoundError."""
+    """One entry of the newest epoch that has it, with its bytes, None when they are not kept. Raises NotFoundError."""
+    query = _ENTRIES.where(in_feeds.c.peer == peer, in_entries.c.seq == seq).order_by(in_feeds.c.epoch.desc())
     with read(node.engine) as tx:
-        row = tx.execute(
-            select(in_entries).where(
-                in_entries.c.peer == peer, in_entries.c.seq == seq, in_entries.c.outcome.in_(_SET_ASIDE)
-            )
-        ).one_or_none()
+        row = tx.execute(query.limit(1)).one_or_none()
     if row is None:
         raise NotFoundError(f"entry {seq} of {peer} is not set aside; see: apostille quarantine list")
     return _set_aside(row), row.data

@@ -9,23 +9,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select
 
 from federation import handling
 from federation.agreement import Agreement
 from federation.entries import Delivery, Withdrawal
 from federation.errors import HeldError, TermsError, UsageError
 from federation.keyring import Card
-from federation.model import Decision, Form, NodeId
+from federation.model import Decision, Form, NodeId, Terms, instant, instant_text
 from federation.outbound import OwnAdvisory, Presented, present
-from federation.policy.decide import decide, may_notify
-from federation.policy.schema import Control
-from node import advisories, feeds
+from federation.policy.decide import decide
+from node import advisories, control, feeds
+from node import ledger as book
 from node.advisories import Summary
 from node.agreements import in_force
 from node.context import Node
-from node.ledger import account
+from node.feeds import Place
+from node.ledger import Act
 from node.peers import all_peers, trusted_card
+from node.people import Post
 from node.store.database import read, record, scrub, write
 from node.store.tables import ledger, out_entries
 
@@ -63,6 +65,7 @@ def release(node: Node, name: str, to: Iterable[NodeId] = ()) -> tuple[Summary, 
 
     One transaction: either every peer's outcome stands, or none. Raises NotFoundError, UsageError, ConflictError.
     """
+    node.allow(Post.ANALYST)
     targets = _targets(node, to)
     with write(node.engine) as tx:
         unsigned = tx.begin_nested()
@@ -96,24 +99,31 @@ def withdraw_what_may_not_go(node: Node, card: Card, seqs: range) -> tuple[int, 
     with write(node.engine) as tx:
         doubtful = _not_permitted(node, tx, card, seqs)  # again, under the lock
         if doubtful:
-            may_notify(Control.WITHDRAWAL, node.jurisdiction, card.node, card.jurisdiction, node.book, node.clock())
-            eraser = feeds.append(node, tx, card.node, Withdrawal(doubtful, _NO_LONGER_PERMITTED))
-            feeds.erase(tx, card.node, doubtful, eraser)
-            now = node.clock()
-            tx.execute(
-                update(ledger).where(ledger.c.peer == card.node, ledger.c.seq.in_(doubtful)).values(withdrawn_at=now)
-            )
-            detail = f"entries {', '.join(map(str, doubtful))} by {eraser}"
-            record(tx, at=now, by="policy", act="release.withdraw", subject=card.node, detail=detail)
+            take_back(node, tx, card, doubtful, _NO_LONGER_PERMITTED, by=feeds.POLICY)
     scrub(node.engine)
     return doubtful
+
+
+def take_back(node: Node, tx: Connection, card: Card, seqs: tuple[int, ...], reason: str, *, by: str) -> None:
+    """Withdraws entries of the current feed to a peer and erases their bytes; the caller scrubs after the commit.
+
+    Raises HeldError when law forbids even to say so.
+    """
+    eraser = control.send(node, tx, card, Withdrawal(seqs, reason))
+    feeds.erase(tx, eraser.feed, seqs, eraser.seq)
+    now, feed = node.clock(), feeds.out_feed(tx, card.node)
+    facts = {"entries": list(seqs), "reason": reason, "leaf_hash": eraser.leaf_hash.hex()}
+    where = book.Where(card.node, feed.id, feed.origin, eraser.seq)
+    book.add(tx, Act.WITHDRAWAL, where, facts, at=now, by=by)
+    detail = f"entries {', '.join(map(str, seqs))} by {eraser.seq}"
+    record(tx, at=now, by=by, act="release.withdraw", subject=card.node, detail=detail)
 
 
 def _targets(node: Node, to: Iterable[NodeId]) -> tuple[Card, ...]:
     chosen = tuple(to)
     if chosen:
         return tuple(trusted_card(node, peer) for peer in dict.fromkeys(chosen))
-    found = tuple(peer.card for peer in all_peers(node) if peer.trusted)
+    found = tuple(peer.card for peer in all_peers(node) if peer.trusted and peer.direct)
     if not found:
         raise UsageError("there is no peer to release to; enrol one with: apostille peer enrol CARD")
     return found
@@ -150,54 +160,76 @@ def _append(
 ) -> Outcome:
     if outcome.presented is None or outcome.decision.agreement_digest is None:
         return outcome
-    elements = account(outcome.decision)
+    elements = book.account(outcome.decision)
     agreement = agreements[outcome.decision.agreement_digest]
+    feed = feeds.out_feed(tx, outcome.peer)
     previous = tx.execute(
-        select(ledger.c.seq, ledger.c.elements, ledger.c.agreement_digest)
-        .where(ledger.c.peer == outcome.peer, ledger.c.advisory == summary.key, ledger.c.withdrawn_at.is_(None))
+        select(ledger.c.seq, ledger.c.record)
+        .join(out_entries, (out_entries.c.feed == ledger.c.feed) & (out_entries.c.seq == ledger.c.seq))
+        .where(
+            ledger.c.kind == Act.RELEASE,
+            out_entries.c.feed == feed.id,
+            out_entries.c.advisory == summary.key,
+            out_entries.c.data.is_not(None),
+        )
         .order_by(ledger.c.seq.desc())
         .limit(1)
     ).one_or_none()
-    if previous is not None and previous.elements == elements and previous.agreement_digest == agreement.digest:
-        return Outcome(outcome.peer, outcome.decision, outcome.presented, None, previous.seq, already=True)
+    if previous is not None:
+        facts = book.facts_of(previous.record)
+        if facts["elements"] == elements and facts["agreement"] == agreement.digest.hex():
+            return Outcome(outcome.peer, outcome.decision, outcome.presented, None, previous.seq, already=True)
     now = node.clock()
     try:
         terms = handling.narrow(own.handling, agreement, own.core_digest, outcome.peer, now)
     except TermsError as e:
         return Outcome(outcome.peer, outcome.decision, None, str(e), None)
-    body = Delivery(outcome.presented.presentation, terms)
-    seq = feeds.append(node, tx, outcome.peer, body, advisory=summary.key)
-    tx.execute(
-        insert(ledger).values(
-            at=now,
-            by=node.actor,
-            peer=outcome.peer,
-            seq=seq,
-            advisory=summary.key,
-            core_digest=own.core_digest,
-            agreement_digest=agreement.digest,
-            retain_until=terms.retain_until,
-            elements=elements,
-        )
-    )
-    record(tx, at=now, by=node.actor, act="release", subject=summary.name, detail=f"{outcome.peer} {seq}")
-    return Outcome(outcome.peer, outcome.decision, outcome.presented, None, seq)
+    place = feeds.append(node, tx, outcome.peer, Delivery(outcome.presented.presentation, terms), advisory=summary.key)
+    enter(node, tx, outcome.peer, place, node.id, summary.name, summary.revision, terms, elements)
+    return Outcome(outcome.peer, outcome.decision, outcome.presented, None, place.seq)
+
+
+def enter(
+    node: Node,
+    tx: Connection,
+    peer: NodeId,
+    place: Place,
+    origin: NodeId,
+    name: str,
+    revision: int,
+    terms: Terms,
+    elements: list[list[Any]],
+) -> None:
+    """The ledger's row for an advisory that was appended (I14), and the audit row."""
+    now, feed = node.clock(), feeds.out_feed(tx, peer)
+    facts = {
+        "origin": origin,
+        "name": name,
+        "revision": revision,
+        "core_digest": terms.core_digest.hex(),
+        "leaf_hash": place.leaf_hash.hex(),
+        "agreement": terms.agreement_digest.hex(),
+        "purposes": sorted(terms.purposes),
+        "retain_until": None if terms.retain_until is None else instant_text(terms.retain_until),
+        "storage": None if terms.storage is None else sorted(terms.storage),
+        "onward": terms.onward,
+        "attribution": terms.attribution,
+        "elements": elements,
+    }
+    where = book.Where(peer, place.feed, feed.origin, place.seq)
+    book.add(tx, Act.RELEASE, where, facts, at=now, by=node.actor)
+    record(tx, at=now, by=node.actor, act="release", subject=name, detail=f"{peer} {place.seq}")
 
 
 def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple[int, ...]:
     """Those of `seqs` whose disclosure policy would not allow now."""
     agreements = in_force(tx, node.clock())
     rows = tx.execute(
-        select(
-            out_entries.c.seq,
-            out_entries.c.advisory,
-            ledger.c.elements,
-            ledger.c.agreement_digest,
-            ledger.c.retain_until,
-        )
-        .join(ledger, (ledger.c.peer == out_entries.c.peer) & (ledger.c.seq == out_entries.c.seq))
+        select(out_entries.c.seq, out_entries.c.advisory, ledger.c.record)
+        .join(ledger, (ledger.c.feed == out_entries.c.feed) & (ledger.c.seq == out_entries.c.seq))
         .where(
-            out_entries.c.peer == card.node,
+            ledger.c.kind == Act.RELEASE,
+            out_entries.c.feed == feeds.out_feed(tx, card.node).id,
             out_entries.c.seq >= seqs.start,
             out_entries.c.seq < seqs.stop,
             out_entries.c.data.is_not(None),
@@ -209,12 +241,13 @@ def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple
 
 def _still_permitted(node: Node, tx: Connection, row: Any, card: Card, agreements: dict[bytes, Agreement]) -> bool:
     """Whether policy, asked now, allows every element at least in the form in which it stands in the entry."""
-    agreement = agreements.get(row.agreement_digest)
-    if agreement is None or (row.retain_until is not None and row.retain_until <= node.clock()):
+    facts = book.facts_of(row.record)
+    agreement = agreements.get(bytes.fromhex(facts["agreement"]))
+    if agreement is None or (facts["retain_until"] is not None and instant(facts["retain_until"]) <= node.clock()):
         return False
     own = advisories.by_key(node, tx, row.advisory)
     decision = decide(
         own.elements, own.handling, node.id, node.id, card.node, card.jurisdiction, agreement, node.book, node.clock()
     )
     allowed = {e.element.path: _GAIN[e.form] for e in decision.elements}
-    return all(_GAIN[Form(form)] <= allowed.get(path, 0) for path, form, _ in row.elements)
+    return all(_GAIN[Form(form)] <= allowed.get(path, 0) for path, form, _ in facts["elements"])

@@ -23,12 +23,14 @@ from node import feeds, logs
 from node.context import Node
 from node.peers import all_peers, trusted_card
 from node.sync import Link, Report, sync
+from node.tally import Count, Tally
 
 MOST_BACK_OFF_S = 900.0  # a peer that comes back is found within a quarter of an hour, or at once by its own notice
 HINT_DELAY_S = 0.2  # hints that come together, as after a release to all, make one sync
 JITTER = 0.1  # of the interval: nodes that started together drift apart
 SYNC_THREADS = 4
 NOTICE_THREADS = 4  # apart: a slow sync must not delay a notice
+_COUNTED = {"sync": Count.SYNCS, "notice": Count.NOTICES}
 _log = structlog.get_logger()
 
 
@@ -45,13 +47,19 @@ class Line(Link, Protocol):
 Connect = Callable[[Node, Card], AbstractContextManager[Line]]
 
 
+class _StoppingError(Exception):
+    """A page was committed, and the polls are to end."""
+
+
 class Polls:
     """The polls of all trusted peers. `connect` opens the link to one; every method may be called from any thread."""
 
-    def __init__(self, node: Node, connect: Connect) -> None:
+    def __init__(self, node: Node, connect: Connect, tally: Tally | None = None) -> None:
         self._node = node
         self._connect = connect
+        self._tally = tally or Tally()
         self._lock = threading.Lock()
+        self._quiet = threading.Condition(self._lock)  # a line was given up
         self._failures: dict[NodeId, int] = {}
         self._running: set[NodeId] = set()
         self._hinted: set[NodeId] = set()
@@ -98,10 +106,14 @@ class Polls:
                         self._notify, args=(peer,), id=f"notice {peer}", executor="notices", replace_existing=True
                     )
 
-    def stop(self) -> None:
-        """Ends the calls that are under way, waits for their threads, and polls no more. What was committed stays."""
+    def stop(self, grace_s: float = 0) -> None:
+        """Polls no more. What is under way may go on for `grace_s`, a sync to the end of its page; then it is ended.
+
+        Waits for its threads. What was committed stays, and the next sync goes on from there.
+        """
         with self._lock:
             self._stopping = True
+            self._quiet.wait_for(lambda: not self._lines, grace_s)
             lines = tuple(self._lines)
         for line in lines:
             line.close()
@@ -127,7 +139,17 @@ class Polls:
                     self._arm(peer, HINT_DELAY_S if peer in self._hinted else self._interval_s(peer))
 
     def _sync(self, peer: NodeId, line: Line) -> None:
-        report = sync(self._node, peer, line)
+        counted: dict[str, int] = {}
+
+        def page(so_far: Report) -> None:
+            self._tally.add(Count.PAGES_IN, peer)
+            for outcome, count in so_far.counts.items():
+                self._tally.add(Count.ENTRIES_IN, peer, outcome, by=count - counted.get(outcome, 0))
+                counted[outcome] = count
+            if self._stopping:
+                raise _StoppingError
+
+        report = sync(self._node, peer, line, page)
         if report.entries:
             _log.info("sync", peer=peer, entries=report.entries, pages=report.pages, **_counts(report))
             self.announce()  # an agreement that came in goes on to its other parties
@@ -137,6 +159,8 @@ class Polls:
 
     def _guard(self, peer: NodeId, what: str, call: Callable[[NodeId, Line], None]) -> bool | None:
         """One call over a line of its own. Returns whether it failed; None when the peer is not trusted any more."""
+        result: str = "ok"
+        failed: bool | None = False
         try:
             with self._connect(self._node, trusted_card(self._node, peer)) as line:
                 with self._lock:
@@ -148,17 +172,21 @@ class Polls:
                 finally:
                     with self._lock:
                         self._lines.discard(line)
-        except NotFoundError:
-            return None
-        except ConflictError:  # a command of this home synced at the same moment
-            return False
+                        self._quiet.notify_all()
+        except NotFoundError as e:
+            result, failed = type(e).__name__, None
+        except ConflictError as e:  # a command of this home synced at the same moment
+            result = type(e).__name__
+        except _StoppingError:
+            result = "stopped"
         except (RemoteError, LocalError) as e:
-            _log.info(f"{what} failed", peer=peer, reason=getattr(e, "code", type(e).__name__))
-            return True
+            result, failed = getattr(e, "code", type(e).__name__), True
+            _log.info(f"{what} failed", peer=peer, reason=result)
         except Exception as e:  # noqa: BLE001 - the boundary of a job: the raw text must not reach a log, the polls go on
-            _log.error(f"{what} broke", peer=peer, error=type(e).__name__, at=logs.place(e))
-            return True
-        return False
+            result, failed = type(e).__name__, True
+            _log.error(f"{what} broke", peer=peer, error=result, at=logs.place(e))
+        self._tally.add(_COUNTED[what], peer, result)
+        return failed
 
     def _interval_s(self, peer: NodeId) -> float:
         normal = float(self._node.poll_interval_s)

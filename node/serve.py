@@ -1,26 +1,41 @@
 """The long-running node: server and polls, until it is told to stop.
 
-SIGTERM and SIGINT end it in order; SIGUSR1 says that another command of this home has changed something (`node.lock`).
-What is served and when peers are asked is decided in `node.rpc` and `node.scheduler`.
+SIGTERM and SIGINT end it in order, and a second one at once; SIGUSR1 says that another command of this home has changed
+something (`node.lock`). What is served and when peers are asked is decided in `node.rpc` and `node.scheduler`.
 """
 
 import asyncio
+import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Final
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from federation.errors import LocalError
 from node import lock, logs
 from node.context import Node
-from node.main import open_node
+from node.main import notify_socket, open_node, read_settings
 from node.rpc import server
 from node.rpc.client import PeerLink
+from node.rpc.server import RunningServer
 from node.scheduler import Polls
 from node.store import database
+from node.store.tables import meta
+from node.tally import Tally
 
-DRAIN_S = 5.0  # longer than any call but a page over a slow line, which is simply asked for again
+GRACE_S: Final = 10.0  # longer than any call but a page over a slow line, which is simply asked for again
+_LAST_S: Final = 2.0  # for threads to end once their calls were ended
+_ANSWER_S: Final = 2.0  # in which a server that accepts calls gets round to a question
+_TELL_S: Final = 1.0
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 _log = structlog.get_logger()
 
 
@@ -28,41 +43,127 @@ def serve(home: Path, ready: Callable[[str], None]) -> None:
     """Serves the node in `home` until SIGTERM or SIGINT; to be called in the main thread.
 
     `ready` is called with the bound address, HOST:PORT, once calls are accepted and signals are heeded. Raises
-    UsageError when the home is served already or the address cannot be had, and whatever `open_node` raises.
+    UsageError when the home is served already or an address cannot be had, and whatever `open_node` raises.
+
+    Where work that is under way does not end in time, the process ends here, as at a power cut (I9).
     """
     with lock.hold(home) as held:
-        node = open_node(home)
-        logs.configure()
-        database.scrub(node.engine)  # if the last process died between an erasure and this
+        node, chosen = open_node(home), read_settings(home)
+        log = () if chosen.log is None else (home / chosen.log.name, chosen.log.max_mib << 20, chosen.log.keep)
+        with logs.writing(*log):
+            database.scrub(node.engine)  # if the last process died between an erasure and this
+            try:
+                asyncio.run(_run(node, chosen.metrics, held, ready))
+            finally:
+                node.engine.dispose()
+
+
+async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str], None]) -> None:
+    loop, serving, end, tally = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), Tally()
+    polls = Polls(node, PeerLink, tally)
+    health = partial(_health, node, loop, serving, end)
+    with _heeding(loop, end, lambda: _look_again(node, polls)), _watched(metrics, node, tally, health):
+        running = await server.start(node, polls.hint, tally)
         try:
-            asyncio.run(_run(node, held, ready))
+            await asyncio.to_thread(polls.start)
+            serving.set()
+            lock.ready(held, node.home, running.address)
+            _log.info("start", node=node.id, address=running.address)
+            ready(running.address)
+            _tell("READY=1")
+            await end.wait()
         finally:
-            node.engine.dispose()
+            end.set()
+            drained = await _drain(running, polls)
+            lock.over(held, node.home)
+            _log.info("stop", node=node.id, drained=drained)
+            if not drained:
+                os._exit(0)  # threads that wait for the database end with the process; nothing was promised for them
 
 
-async def _run(node: Node, held: int, ready: Callable[[str], None]) -> None:
-    loop, end = asyncio.get_running_loop(), asyncio.Event()
-    polls = Polls(node, PeerLink)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end.set)
-    loop.add_signal_handler(signal.SIGUSR1, lambda: loop.run_in_executor(None, _look_again, polls))
-    running = await server.start(node, polls.hint)
+async def _drain(running: RunningServer, polls: Polls) -> bool:
+    """Accepts and asks no more, and lets what is under way go on for GRACE_S. Returns whether all of it has ended."""
+    _tell("STOPPING=1")
+    running.drain()
+    _log.info("drain", grace_s=GRACE_S)
+    work = asyncio.gather(running.stop(GRACE_S), asyncio.to_thread(polls.stop, GRACE_S))
     try:
-        await asyncio.to_thread(polls.start)
-        lock.ready(held, node.home, running.address)
-        _log.info("start", node=node.id, address=running.address)
-        ready(running.address)
-        await end.wait()
+        await asyncio.wait_for(asyncio.shield(work), GRACE_S + _LAST_S)
+    except TimeoutError:
+        return False
+    return True
+
+
+@contextmanager
+def _heeding(loop: asyncio.AbstractEventLoop, end: asyncio.Event, look_again: Callable[[], None]) -> Iterator[None]:
+    """Inside, signals are heeded; a second one that ends the process is left to the kernel, whatever hangs here."""
+
+    def told(_number: int, _frame: FrameType | None) -> None:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        loop.call_soon_threadsafe(end.set)
+
+    for number in _ENDING:
+        signal.signal(number, told)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: loop.run_in_executor(None, look_again))
+    try:
+        yield
     finally:
-        await running.stop(DRAIN_S)
-        await asyncio.to_thread(polls.stop)
-        lock.over(held, node.home)
-        _log.info("stop", node=node.id)
+        loop.remove_signal_handler(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # one that is late must not kill: that is its default
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
 
 
-def _look_again(polls: Polls) -> None:
+def _look_again(node: Node, polls: Polls) -> None:
+    for look in (node.own.reload, polls.refresh, polls.announce):
+        try:
+            look()
+        except (SQLAlchemyError, LocalError) as e:  # the next poll or wake makes up for it
+            _log.error("wake failed", error=type(e).__name__, at=logs.place(e))
+
+
+@contextmanager
+def _watched(listen: str | None, node: Node, tally: Tally, health: Callable[[], str | None]) -> Iterator[None]:
+    """Inside, metrics and health are told on `listen`, if the settings name it."""
+    if listen is None:
+        yield
+        return
+    from node.metrics import MetricsServer  # costs a tenth of a second of start-up
+
+    answering = MetricsServer(node, tally, listen, health)
     try:
-        polls.refresh()
-        polls.announce()
-    except SQLAlchemyError as e:  # the next poll or wake makes up for it
-        _log.error("wake failed", error=type(e).__name__, at=logs.place(e))
+        _log.info("metrics", address=answering.address)
+        yield
+    finally:
+        answering.close()
+
+
+def _health(node: Node, loop: asyncio.AbstractEventLoop, serving: asyncio.Event, end: asyncio.Event) -> str | None:
+    """In one word why this node is not fit to serve; None when it is. For any thread but that of `loop`."""
+    if end.is_set():
+        return "draining"
+    if not serving.is_set():
+        return "starting"
+    asked = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
+    try:
+        asked.result(_ANSWER_S)
+    except TimeoutError:
+        asked.cancel()
+        return "stuck"
+    try:
+        with database.read(node.engine) as tx:
+            tx.execute(select(meta.c.value).limit(1))
+    except SQLAlchemyError:
+        return "database"
+    return None
+
+
+def _tell(state: str) -> None:
+    """Tells the service manager, where there is one that wants to know: sd_notify(3)."""
+    address = notify_socket()
+    if address is None:
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        line.settimeout(_TELL_S)
+        line.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)

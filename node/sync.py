@@ -1,9 +1,11 @@
 """Receiving: pulling a peer's feed until it is caught up.
 
 Each page is proved before anything in it is read, and committed whole: entries, inbox, cursor, edge and head in one
-transaction, by compare-and-swap on the cursor (I9). A receipt is signed afterwards, from the head that is durable
-then, and goes with the next call; a sync ends with an empty pull that carries the last one. One bad entry is
-quarantined and the feed goes on (I10); of what may not be kept, only leaf hash and rule are.
+transaction, by compare-and-swap on the cursor (I9). The first call of a sync carries no receipt: the page tells the
+newest one that the sender holds, and no receipt is signed below that (I16). Afterwards each is signed from the head
+that is durable then and goes with the next call; a sync ends with an empty pull that has carried the last one. One bad
+entry is quarantined and the feed goes on (I10); of what may not be kept, only leaf hash and rule are. The sender is
+told of what was not taken.
 """
 
 from collections.abc import Callable
@@ -14,24 +16,42 @@ from typing import Protocol
 from sqlalchemy import Connection, insert, select, update
 
 from federation import checkpoint, feed, merkle
-from federation.entries import AgreementOffer, Delivery, ErasedItem, Withdrawal
+from federation.base64url import b64url
+from federation.entries import (
+    AgreementOffer,
+    Delivery,
+    ErasedItem,
+    Erasing,
+    Granted,
+    NewCard,
+    NewEpoch,
+    RecallOrder,
+    Said,
+    Withdrawal,
+)
 from federation.errors import (
     BadPageError,
     ConflictError,
+    EpochError,
     FeedFrozenError,
     HeldError,
+    LocalError,
+    MalformedError,
     NotAdmittedError,
     NotFoundError,
+    RecalledError,
     RemoteError,
+    StaleError,
 )
-from federation.feed import FeedState, PageBytes, PageEntry, VerifiedPage
+from federation.feed import Ask, FeedState, PageBytes, PageEntry, VerifiedPage
 from federation.inbound import Admitted, Receiver, admit, may_keep_evidence, open_delivery, read_advisory
 from federation.keyring import Card
-from federation.model import NodeId, Role
-from node import agreements, inbox
+from federation.model import JsonObject, NodeId, Role
+from node import agreements, feeds, inbox, incidents, recalls, relays, statements
+from node.alarms import Alarm, raise_alarm
 from node.context import Node
 from node.inbox import Disposition
-from node.peers import keyring, trusted_card
+from node.peers import floors, keyring, take_card, trusted_card
 from node.store.database import one_row, read, record, scrub, write
 from node.store.tables import in_entries, in_feeds
 
@@ -41,8 +61,8 @@ STALE_AFTER_POLLS = 2
 class Link(Protocol):
     """The calls to one peer that a sync makes; each raises UnreachableError or DeniedError."""
 
-    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
-        """The page after `cursor`."""
+    def pull(self, ask: Ask) -> PageBytes:
+        """The page that is asked for."""
 
     def checkpoint(self, origin: str, size: int) -> bytes:
         """The peer's signed head at `size`."""
@@ -63,6 +83,20 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What is held of the current feed from a peer: the row, and the state that the federation's checks take.
+
+    `cosigned` is the largest size for which a receipt is known to have been given.
+    """
+
+    id: int
+    epoch: int
+    state: FeedState
+    cosigned: int
+    restored: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Judged:
     """An entry with what is to become of it, before it is committed."""
 
@@ -71,6 +105,7 @@ class _Judged:
     admitted: Admitted | None = None
     code: str | None = None
     detail: str | None = None
+    rules: tuple[str, ...] = ()
     keep: bool = True
 
 
@@ -78,7 +113,7 @@ def sync(node: Node, peer: NodeId, link: Link, progress: Callable[[Report], None
     """Pulls until nothing is left. Everything before an error is kept; the next sync goes on from there.
 
     Raises NotFoundError for a peer that is not trusted, HeldError for a feed that is frozen, and a RemoteError; a
-    FeedFrozenError freezes the feed and keeps the evidence.
+    FeedFrozenError freezes the feed and keeps the evidence, an EpochError notes the epoch that two people must accept.
     """
     card = trusted_card(node, peer)
     report = Report(peer)
@@ -91,82 +126,131 @@ def sync(node: Node, peer: NodeId, link: Link, progress: Callable[[Report], None
 
 
 def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Callable[[Report], None]) -> None:
-    retried = False
+    retried, receipt_due = False, False
     while True:
-        state = load_state(node, card.node)
-        page = link.pull(state.origin, state.cursor, _receipt(node, state))
+        held = load_state(node, card.node)
+        state = held.state
+        receipt = _receipt(node, card.node, held) if receipt_due else b""
+        page = link.pull(Ask(state.origin, state.cursor, receipt, state.newest, held.restored, protocol=card.speaks))
+        if page.epoch:
+            raise EpochError(f"{card.node} has opened epoch {page.epoch} of its feed to this node", page.epoch)
         now = node.clock()
         keys = card.note_keys(Role.FEED, state.origin, now)
         try:
             verified = feed.verify_page(state, page, keys)
+            _check_epoch(node, card.node, held, verified)
         except BadPageError:
             answer = link.checkpoint(state.origin, state.cursor)
             try:
                 feed.judge_fork(state, answer, keys, retried=retried)
             except FeedFrozenError as e:
-                _freeze(node, card.node, e, (state.head, answer))
+                _freeze(node, card, held, e, (state.head, answer))
                 raise
             retried = True
             continue
         except FeedFrozenError as e:
-            _freeze(node, card.node, e, (state.head, page.checkpoint, page.latest))
+            _freeze(node, card, held, e, (state.head, state.newest, page.checkpoint, page.latest))
             raise
         retried = False
+        given = max(held.cosigned, _given(node, state.origin, page.receipt))
         try:
-            counts = _commit(node, card.node, state, verified)
+            counts = _commit(node, card.node, held, verified, given)
         except ConflictError:
-            if load_state(node, card.node).cursor == state.cursor:
+            if load_state(node, card.node).state.cursor == state.cursor:
                 raise
             continue  # another process of this home took in this page first: go on from where it is
         report.pages += 1
         for outcome, count in counts.items():
             report.counts[outcome] = report.counts.get(outcome, 0) + count
         progress(report)
-        if not verified.entries:
+        if not verified.entries and (
+            receipt_due or not _owes_receipt(verified.state, _given(node, state.origin, page.receipt))
+        ):
             feed.check_fresh(page.latest, keys, node.clock(), STALE_AFTER_POLLS * node.poll_interval_s)
             return
+        receipt_due = True
 
 
-def load_state(node: Node, peer: NodeId) -> FeedState:
+def load_state(node: Node, peer: NodeId) -> Held:
     """What is held of the feed from `peer`. Raises NotFoundError; HeldError when it is frozen."""
     with read(node.engine) as tx:
-        row = tx.execute(select(in_feeds).where(in_feeds.c.peer == peer)).one_or_none()
+        row = tx.execute(
+            select(in_feeds).where(in_feeds.c.peer == peer).order_by(in_feeds.c.epoch.desc()).limit(1)
+        ).one_or_none()
     if row is None:
         raise NotFoundError(f"no peer is called {peer}; see: apostille peer list")
     if row.frozen:
         raise HeldError(
-            f"the feed from {peer} is frozen: {row.frozen}. Two people must look at the evidence and heal it"
+            f"the feed from {peer} is frozen: {row.frozen}. Two people look at the evidence and settle it:"
+            " apostille peer incident list"
         )
     pending = tuple(ErasedItem(seq, bytes.fromhex(leaf_hash), eraser) for seq, leaf_hash, eraser in row.pending)
-    return FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.newest, pending)
+    state = FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.newest, pending)
+    return Held(row.id, row.epoch, state, row.cosigned, bool(row.restored))
 
 
-def _receipt(node: Node, state: FeedState) -> bytes:
-    """The receipt for all that is durable here; empty before the first entry, and while an eraser is outstanding."""
-    if not state.head or state.pending:
+def _receipt(node: Node, peer: NodeId, held: Held) -> bytes:
+    """The receipt for all that is durable here; empty before the first entry, while an eraser is outstanding, and below
+    the largest that was given before."""
+    state = held.state
+    if not state.head or state.pending or state.cursor < held.cosigned:
         return b""
-    now = node.clock()
-    signer = node.keys.signer(Role.RECEIPT, node.card, now)
-    return checkpoint.cosign(state.head, node.id, int(now.timestamp()), signer.sign, signer.public)
+    with read(node.engine) as tx:
+        signer = feeds.signer_for(node, tx, peer, Role.RECEIPT)
+    return checkpoint.cosign(state.head, node.id, int(node.clock().timestamp()), signer.sign, signer.public)
 
 
-def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> dict[Disposition, int]:
+def _owes_receipt(state: FeedState, given: int) -> bool:
+    return bool(state.head) and not state.pending and state.cursor > given
+
+
+def _given(node: Node, origin: str, receipt: bytes) -> int:
+    """The size of a receipt that the sender shows; 0 when it shows none. Raises a RemoteError if it is not ours."""
+    if not receipt:
+        return 0
+    keys = (checkpoint.VerifierKey(node.id, key.public) for key in node.own.every_key() if key.role is Role.RECEIPT)
+    return feed.cosigned_head(receipt, origin, tuple(keys)).size
+
+
+def _check_epoch(node: Node, peer: NodeId, held: Held, page: VerifiedPage) -> None:
+    """Entry 0 of a later epoch names the feed that was held before and a final head that is no less than what we saw.
+
+    Raises MalformedError, or a FeedFrozenError: an epoch is no way to drop history.
+    """
+    if held.epoch == 1 or held.state.cursor or not page.entries:
+        return
+    body = page.entries[0].envelope.body if page.entries[0].envelope else None
+    with read(node.engine) as tx:
+        before = tx.execute(
+            select(in_feeds)
+            .where(in_feeds.c.peer == peer, in_feeds.c.epoch < held.epoch)
+            .order_by(in_feeds.c.epoch.desc())
+        ).first()
+    if before is None or not isinstance(body, NewEpoch) or body.previous != before.origin:
+        raise MalformedError(f"{peer}: epoch {held.epoch} does not begin by naming the feed that it continues")
+    feed.check_final(body.final, before.origin, before.newest)
+
+
+def _commit(node: Node, peer: NodeId, held: Held, page: VerifiedPage, given: int) -> dict[Disposition, int]:
     """Judges the entries in their order and stores the whole page, in one transaction.
 
     In their order, because an agreement or its last signature may come just before what it allows.
     """
-    now, after = node.clock(), page.state
+    now, before, after = node.clock(), held.state, page.state
     counts: dict[Disposition, int] = {}
+    turned_away: list[JsonObject] = []
     with write(node.engine) as tx:
         moved = tx.execute(
             update(in_feeds)
-            .where(in_feeds.c.peer == peer, in_feeds.c.size == before.cursor, in_feeds.c.frozen.is_(None))
+            .where(in_feeds.c.id == held.id, in_feeds.c.size == before.cursor, in_feeds.c.frozen.is_(None))
             .values(
                 size=after.cursor,
                 edge=after.edge.encode(),
                 head=after.head,
                 newest=after.newest,
                 pending=[[item.seq, item.leaf_hash.hex(), item.erased_by] for item in after.pending],
+                cosigned=given,
+                restored=0,
                 contact_at=now,
                 problem=None,
             )
@@ -175,13 +259,19 @@ def _commit(node: Node, peer: NodeId, before: FeedState, page: VerifiedPage) -> 
         receiver = _receiver(node, tx, now)
         if peer not in receiver.keyring.cards:  # distrusted since the page was asked for: nothing of it is kept
             raise NotFoundError(f"{peer} is distrusted; nothing is exchanged with it")
+        dropped = floors(tx, held.id)
         for entry in page.entries:
-            judged = _judge(node, tx, entry, receiver, peer)
-            _store(node, tx, peer, judged)
+            old = {(f.node, f.kid): f.public for f in dropped if entry.seq < f.size}
+            judged = _judge(node, tx, entry, receiver.accepting(old), held, peer)
+            _store(node, tx, peer, held, judged)
             counts[judged.outcome] = counts.get(judged.outcome, 0) + 1
             if judged.outcome is Disposition.CONTROL:
-                receiver = _receiver(node, tx, now)
-    if any(entry.envelope and isinstance(entry.envelope.body, Withdrawal) for entry in page.entries):
+                receiver, dropped = _receiver(node, tx, now), floors(tx, held.id)
+            if judged.code is not None:
+                turned_away.append(_turned_away(judged))
+        if turned_away:
+            statements.refuse(node, tx, peer, before.origin, turned_away)
+    if any(entry.envelope and isinstance(entry.envelope.body, Erasing) for entry in page.entries):
         scrub(node.engine)
     return counts
 
@@ -197,7 +287,7 @@ def _receiver(node: Node, tx: Connection, now: datetime) -> Receiver:
     )
 
 
-def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, peer: NodeId) -> _Judged:
+def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, held: Held, peer: NodeId) -> _Judged:
     """What becomes of one entry; control traffic takes effect here."""
     if entry.bad is not None:
         return _Judged(entry, Disposition.QUARANTINED, code=entry.bad.code, detail=str(entry.bad))
@@ -207,22 +297,27 @@ def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, pee
     try:
         if isinstance(body, Delivery):
             advisory = read_advisory(open_delivery(body, receiver, now), receiver.labels, now)
+            recalls.check_not_barred(tx, advisory)
             return _Judged(entry, Disposition.ADMITTED, admit(advisory, receiver, peer, now))
         with tx.begin_nested():
-            _apply(node, tx, peer, body)
+            _apply(node, tx, peer, held, body, receiver)
         return _Judged(entry, Disposition.CONTROL)
     except NotAdmittedError as e:
+        return _Judged(entry, Disposition.REFUSED, code=e.code, detail=str(e), rules=e.rules, keep=False)
+    except RecalledError as e:
         return _Judged(entry, Disposition.REFUSED, code=e.code, detail=str(e), keep=False)
     except RemoteError as e:
         keep = not isinstance(body, Delivery) or may_keep_evidence(body.terms, receiver, peer, now)
         return _Judged(entry, Disposition.QUARANTINED, code=e.code, detail=str(e), keep=keep)
+    except LocalError as e:  # a card that does not follow, a message for which there is no place here
+        return _Judged(entry, Disposition.QUARANTINED, code=MalformedError.code, detail=str(e))
 
 
-def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged) -> None:
+def _store(node: Node, tx: Connection, peer: NodeId, held: Held, judged: _Judged) -> None:
     entry, now = judged.entry, node.clock()
     tx.execute(
         insert(in_entries).values(
-            peer=peer,
+            feed=held.id,
             seq=entry.seq,
             leaf_hash=entry.leaf_hash,
             data=entry.data if judged.keep else None,
@@ -234,31 +329,80 @@ def _store(node: Node, tx: Connection, peer: NodeId, judged: _Judged) -> None:
     )
     if judged.admitted is not None:
         advisory = judged.admitted.advisory
-        if inbox.file(tx, advisory, peer, entry.seq, now) is inbox.InboxState.EQUIVOCATION:
+        if inbox.file(tx, advisory, peer, held.id, entry.seq, now) is inbox.InboxState.EQUIVOCATION:
             record(tx, at=now, by=peer, act="inbox.equivocation", subject=advisory.name, detail=f"entry {entry.seq}")
+            inbox.report_equivocation(node, tx, advisory)
     elif judged.code is not None:
         record(tx, at=now, by=peer, act=f"entry.{judged.outcome}", subject=f"{peer} {entry.seq}", detail=judged.code)
+        raise_alarm(tx, Alarm.QUARANTINE, peer, f"entry {entry.seq}: {judged.outcome}, {judged.code}", now)
 
 
-def _apply(node: Node, tx: Connection, peer: NodeId, body: AgreementOffer | Withdrawal) -> None:
-    """Control traffic: an agreement, or the sender taking back its own. Raises a RemoteError."""
+def _turned_away(judged: _Judged) -> JsonObject:
+    """What the sender is told of an entry that was not taken."""
+    entry = judged.entry
+    return {
+        "seq": entry.seq,
+        "leaf_hash": entry.leaf_hash.hex(),
+        "code": judged.code,
+        "rules": sorted(judged.rules),
+    }
+
+
+def _apply(
+    node: Node,
+    tx: Connection,
+    peer: NodeId,
+    held: Held,
+    body: AgreementOffer | Erasing | Said | NewCard | Granted | NewEpoch,
+    receiver: Receiver,
+) -> None:
+    """Control traffic takes effect. Raises a RemoteError or a LocalError, and then has no effect."""
     if isinstance(body, AgreementOffer):
         agreements.receive(node, tx, body.document, peer)
-    else:
-        inbox.withdraw(tx, peer, body.seqs)
+    elif isinstance(body, Withdrawal):
+        inbox.withdraw(tx, held.id, body.seqs)
+    elif isinstance(body, RecallOrder):
+        recalls.receive(node, tx, body.document, peer, receiver.keyring)
+    elif isinstance(body, Said):
+        statements.receive(node, tx, body.document, peer, receiver.keyring)
+    elif isinstance(body, NewCard):
+        take_card(node, tx, body.document, by=peer)
+    elif isinstance(body, Granted):
+        relays.receive_grant(node, tx, body.document, peer, receiver.keyring)
+    elif isinstance(body, NewEpoch) and held.epoch == 1:
+        raise MalformedError("epoch: this is the first one, which continues nothing")
+    # a purge says that the sender's own bytes are gone: ours stay under their own terms
 
 
-def _freeze(node: Node, peer: NodeId, error: FeedFrozenError, evidence: tuple[bytes, ...]) -> None:
-    """Stops ingest from `peer` and keeps the signed heads that show why (I8)."""
+def _freeze(node: Node, card: Card, held: Held, error: FeedFrozenError, notes: tuple[bytes, ...]) -> None:
+    """Stops ingest from a peer and keeps the signed heads that show why (I8)."""
+    evidence = {
+        "feed": held.state.origin,
+        "heads": [b64url(note) for note in dict.fromkeys(notes) if note],
+        "card": b64url(card.payload()),
+    }
     with write(node.engine) as tx:
-        tx.execute(
-            update(in_feeds)
-            .where(in_feeds.c.peer == peer, in_feeds.c.frozen.is_(None))  # the first evidence stays
-            .values(frozen=error.code, evidence=b"\n\n".join(evidence))
+        frozen = tx.execute(
+            update(in_feeds).where(in_feeds.c.id == held.id, in_feeds.c.frozen.is_(None)).values(frozen=error.code)
         )
-        record(tx, at=node.clock(), by=peer, act="feed.frozen", subject=peer, detail=error.code)
+        if frozen.rowcount:  # the first evidence is what counts
+            incidents.open_incident(
+                tx, error.code, card.node, held.state.origin, evidence, "its feed is frozen", node.clock()
+            )
+        record(tx, at=node.clock(), by=card.node, act="feed.frozen", subject=card.node, detail=error.code)
 
 
 def _note_problem(node: Node, peer: NodeId, error: RemoteError) -> None:
     with write(node.engine) as tx:
-        tx.execute(update(in_feeds).where(in_feeds.c.peer == peer).values(problem=error.code))
+        current = select(in_feeds.c.id).where(in_feeds.c.peer == peer).order_by(in_feeds.c.epoch.desc()).limit(1)
+        tx.execute(update(in_feeds).where(in_feeds.c.id == current.scalar_subquery()).values(problem=error.code))
+        if isinstance(error, StaleError):
+            raise_alarm(
+                tx, Alarm.STALE, peer, "its newest head is old: its clock or ours, or it is cut off", node.clock()
+            )
+        if isinstance(error, EpochError):
+            tx.execute(
+                update(in_feeds).where(in_feeds.c.id == current.scalar_subquery()).values(offered_epoch=error.epoch)
+            )
+            detail = f"it has opened epoch {error.epoch}; two people accept it: apostille peer epoch accept {peer}"
+            raise_alarm(tx, Alarm.EPOCH, peer, detail, node.clock())

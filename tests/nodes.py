@@ -23,13 +23,14 @@ from federation.checkpoint import Checkpoint, origin_line
 from federation.entries import Body, Envelope, ErasedItem
 from federation.entries import write as write_entry
 from federation.errors import UnreachableError
-from federation.feed import PageBytes
+from federation.feed import Ask, PageBytes
 from federation.model import Country, JsonObject, NodeId, Presentation, Role, Terms, Tlp, instant_text
 from federation.sdjwt.profile import header
 from federation.strictjson import encode
 from node import advisories, agreements, feeds, inbox, main, peers, releases, serving, sync
 from node.agreements import Held
 from node.context import Node
+from node.people import Post
 from node.store.database import read, write
 from node.store.tables import in_entries, out_entries, out_feeds
 
@@ -37,6 +38,7 @@ FR, DE, IN = NodeId("cert.fr.example"), NodeId("cert.de.example"), NodeId("cert.
 COUNTRY_OF = {FR: "FR", DE: "DE", IN: "IN"}
 AGREEMENT = "exchange-2026"
 ADDRESS = "127.0.0.1:7001"
+PEOPLE = {"alice": frozenset(Post), "bob": frozenset(Post)}  # so that two-person acts have two people
 EVERYTHING = (
     "{identification: full, technical: full, product: full, severity: full, remediation: full, exploit: full,"
     " indicator: full, personal: full, attribution: full}"
@@ -109,7 +111,9 @@ def make_world(folder: Path, *names: NodeId, packs: tuple[str, ...] = ()) -> Wor
     """The named nodes (FR and DE if none is), enrolled with each other; no agreement yet."""
     made = {name: make_node(folder, name, COUNTRY_OF[name], packs=packs) for name in names or (FR, DE)}
     clock = Clock(max(node.card.issued_at for node in made.values()) + timedelta(minutes=1))
-    world = World({name: replace(node, clock=clock, actor="alice") for name, node in made.items()}, clock)
+    world = World(
+        {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}, clock
+    )
     for node in world.nodes.values():
         for other in world.nodes.values():
             if other is not node:
@@ -121,7 +125,7 @@ def reopen(world: World, name: NodeId) -> Node:
     """The node after a restart: nothing but its home is left of it."""
     old = world.nodes[name]
     old.engine.dispose()
-    world.nodes[name] = replace(main.open_node(old.home), clock=world.clock, actor=old.actor)
+    world.nodes[name] = replace(main.open_node(old.home), clock=world.clock, actor=old.actor, people=old.people)
     return world.nodes[name]
 
 
@@ -199,10 +203,10 @@ class DirectLink:
         self.server, self.caller, self.page = server, caller, page
         self.receipts: list[bytes] = []
 
-    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
-        self.receipts.append(receipt)
-        page = serving.pull(self.server, self.caller.card, origin, cursor, receipt, self.page)
-        return PageBytes(page.items, page.checkpoint, page.latest)
+    def pull(self, ask: Ask) -> PageBytes:
+        self.receipts.append(ask.receipt)
+        page = serving.pull(self.server, self.caller.card, ask, self.page)
+        return PageBytes(page.items, page.checkpoint, page.latest, page.receipt, page.epoch)
 
     def checkpoint(self, origin: str, size: int) -> bytes:
         return serving.checkpoint_at(self.server, self.caller.card, origin, size)
@@ -218,9 +222,9 @@ class LyingLink:
     pulls: int = 0
     asked: list[int] = field(default_factory=list)
 
-    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
+    def pull(self, ask: Ask) -> PageBytes:
         self.pulls += 1
-        page = self.honest.pull(origin, cursor, receipt)
+        page = self.honest.pull(ask)
         if self.lost:
             self.lost -= 1
             raise UnreachableError("the reply was lost")
@@ -265,11 +269,13 @@ class ForgedFeed:
         signer = self.sender.keys.signer(Role.FEED, self.sender.card, self.sender.clock())
         return checkpoint.cosign(self.head(size, root), self.origin, int(now.timestamp()), signer.sign, signer.public)
 
-    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
-        assert origin == self.origin
-        self.receipts.append(receipt)
-        items = self.items[cursor : cursor + self.page]
-        return PageBytes(items, self.head(min(cursor, len(self.items)) + len(items)), self.latest(len(self.items)))
+    def pull(self, ask: Ask) -> PageBytes:
+        assert ask.origin == self.origin
+        self.receipts.append(ask.receipt)
+        items = self.items[ask.cursor : ask.cursor + self.page]
+        head = self.head(min(ask.cursor, len(self.items)) + len(items))
+        newest = max(self.receipts, key=lambda note: Checkpoint.of(note).size if note else -1)
+        return PageBytes(items, head, self.latest(len(self.items)), newest)
 
     def checkpoint(self, origin: str, size: int) -> bytes:
         assert origin == self.origin
@@ -284,7 +290,8 @@ def entry(origin: str, seq: int, body: Body, nonce: bytes = b"n" * 16) -> bytes:
 def history(sender: Node, receiver: NodeId) -> list[bytes | ErasedItem]:
     """Everything in the feed from `sender` to `receiver`, as it stands in the sender's database."""
     with read(sender.engine) as tx:
-        rows = tx.execute(select(out_entries).where(out_entries.c.peer == receiver).order_by(out_entries.c.seq)).all()
+        feed = feeds.out_feed(tx, receiver).id
+        rows = tx.execute(select(out_entries).where(out_entries.c.feed == feed).order_by(out_entries.c.seq)).all()
     return [r.data if r.data is not None else ErasedItem(r.seq, r.leaf_hash, r.erased_by) for r in rows]
 
 
@@ -305,7 +312,7 @@ def issued(sender: Node, name: str) -> Presentation:
 def append_by_hand(sender: Node, recipient: NodeId, body: Body) -> int:
     """Appends what no honest release would; returns its place in the feed."""
     with write(sender.engine) as tx:
-        return feeds.append(sender, tx, recipient, body)
+        return feeds.append(sender, tx, recipient, body).seq
 
 
 def signed_core(sender: Node, payload: JsonObject) -> bytes:

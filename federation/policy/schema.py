@@ -35,7 +35,9 @@ class Control(StrEnum):
     RECALL = "recall"
     WITHDRAWAL = "withdrawal"
     PURGE = "purge"
-    REFUSAL = "refusal"
+    STATEMENT = "statement"
+    GRANT = "grant"
+    EPOCH = "epoch"
 
 
 _TYPES = """

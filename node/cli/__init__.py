@@ -21,8 +21,10 @@ _CATALOGUE = {
     "doctor": Entry(_SET_UP, "node.cli.doctor", "Check the home, keys, database, clock and disk."),
     "demo": Entry(_SET_UP, "node.cli.demo", "Three nodes on this machine share advisories: see it work."),
     "card": Entry(_AGREE, "node.cli.card", "The card by which peers know this node."),
-    "peer": Entry(_AGREE, "node.cli.peer", "Enrol, list and distrust other nodes."),
+    "peer": Entry(_AGREE, "node.cli.peer", "Enrol, list, distrust and trust other nodes."),
     "agreement": Entry(_AGREE, "node.cli.agreement", "Sharing agreements: write, sign, look at."),
+    "people": Entry(_AGREE, "node.cli.people", "Who may do what on this node."),
+    "approval": Entry(_AGREE, "node.cli.approval", "What takes two people: ask, approve, refuse."),
     "case": Entry(_WORK, "node.cli.case", "Private cases; they never leave this node."),
     "advisory": Entry(_WORK, "node.cli.advisory", "Draft, import, label, release advisories."),
     "explain": Entry(_WORK, "node.cli.explain", "Why a peer gets which parts of an advisory."),
@@ -64,7 +66,11 @@ def _begin(
     home: Annotated[
         Path | None,
         typer.Option(
-            "--home", envvar=session.HOME_VARIABLE, metavar="DIR", help="The node's folder.  [default: ~/.apostille]"
+            "--home",
+            envvar=session.HOME_VARIABLE,
+            metavar="DIR",
+            readable=False,  # typer would ask for the real account; what counts is whether the home opens
+            help="The node's folder.  [default: ~/.apostille]",
         ),
     ] = None,
     version: Annotated[  # noqa: ARG001 - its callback has answered before

@@ -68,11 +68,17 @@ def label(
     name: Annotated[str, typer.Argument(help="The advisory's name.")],
     pointer: Annotated[str, typer.Argument(help="The part, as a JSON pointer that begins with /csaf or /ai.")],
     category: Annotated[Category, typer.Argument(help="What kind of information it holds.")],
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why, where this lowers a category; the second person reads it.")
+    ] = None,
 ) -> None:
-    """Marks one part of a draft as more sensitive than its place says. Marking only ever narrows what is shared."""
+    """Marks one part of a draft as more sensitive than its place says. Marking only ever narrows what is shared.
+
+    Lowering what was marked before takes two people: with --reason it is noted for a second one, with exit code 10.
+    """
     from node import advisories
 
-    advisories.label(session.node(), name, pointer, category)
+    advisories.label(session.node(), name, pointer, category, reason)
     screen.note(f"{pointer} of {name} is {category} from now on.")
 
 

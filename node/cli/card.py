@@ -9,6 +9,7 @@ from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
     from federation.keyring import Card
+    from node.owncard import OwnCard
 
 app = make.group(
     "The card by which peers know a node: its name, jurisdiction, address and public keys, signed by its root keys.",
@@ -27,7 +28,7 @@ def show(
     A card that is shown here holds together by itself; that it belongs to who it names is for people to find out, by
     comparing the fingerprint by voice.
     """
-    card = read_card_file(file)[1] if file is not None else _own_card()
+    card = read_card_file(file)[1] if file is not None else _own().card
     if as_json:
         screen.emit(card_data(card))
         return
@@ -39,10 +40,9 @@ def export(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; stdout without it.")] = None,
 ) -> None:
     """Writes this node's card as a file for peers. It holds no secret."""
-    from node.main import read_card, read_settings
+    from federation.keyring import for_newcomers
 
-    home = session.home()
-    data, _ = read_card(home, read_settings(home))
+    data = for_newcomers(_own().document)
     if out is None:
         screen.raw(data)
         return
@@ -107,8 +107,9 @@ _PURPOSE = {
 }
 
 
-def _own_card() -> "Card":
-    from node.main import read_card, read_settings
+def _own() -> "OwnCard":
+    from node.main import open_database, own_card, read_settings
 
     home = session.home()
-    return read_card(home, read_settings(home))[1]
+    chosen = read_settings(home)
+    return own_card(open_database(home, chosen), chosen)

@@ -17,11 +17,13 @@ from typer.exceptions import TyperException
 
 from federation.errors import (
     ApostilleError,
+    AwaitsSecondError,
     ConflictError,
     DeniedError,
     HeldError,
     LocalError,
     LockedError,
+    NotAllowedError,
     NotFoundError,
     RemoteError,
     UnreachableError,
@@ -44,6 +46,8 @@ class Code(IntEnum):
     HELD = 6
     UNREACHABLE = 7
     BAD_PEER = 8
+    NOT_ALLOWED = 9
+    AWAITS_SECOND = 10
     INTERNAL = 70  # EX_SOFTWARE of sysexits.h
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -58,6 +62,8 @@ _CODES: tuple[tuple[type[ApostilleError], Code], ...] = (  # the first that fits
     (ConflictError, Code.CONFLICT),
     (LockedError, Code.LOCKED),
     (HeldError, Code.HELD),
+    (NotAllowedError, Code.NOT_ALLOWED),
+    (AwaitsSecondError, Code.AWAITS_SECOND),
     (UnreachableError, Code.UNREACHABLE),
     (DeniedError, Code.BAD_PEER),
     (RemoteError, Code.BAD_PEER),
@@ -87,6 +93,8 @@ def sentence_of(error: ApostilleError) -> str:
     if isinstance(error, RemoteError):
         about = getattr(error, "__notes__", [""])[0]
         return f"{about}: {text} [{error.code}]" if about else f"{text} [{error.code}]"
+    if isinstance(error, AwaitsSecondError):  # it ends with a command, to be copied
+        return text
     home = session.used_home()
     return f"{text} (home: {home})" if home is not None and str(home) not in text else text
 

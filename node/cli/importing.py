@@ -9,6 +9,7 @@ from federation.errors import (
     ConflictError,
     HeldError,
     LockedError,
+    NotAllowedError,
     NotFoundError,
     UsageError,
 )
@@ -21,7 +22,7 @@ from node.context import Node
 from node.peers import all_peers, trusted_card
 from node.releases import release
 
-_FATAL = (LockedError, ConflictError, NotFoundError)  # it would be the same for every file
+_FATAL = (LockedError, NotAllowedError, ConflictError, NotFoundError)  # it would be the same for every file
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ def list_rows(
                         sum(f is form for _, f, _ in row.elements)
                         for form in (Form.FULL, Form.GENERALISED, Form.WITHHELD)
                     ),
-                    row.agreement_digest.hex()[:12],
+                    row.facts["agreement"][:12],
                     _state(row),
                 )
                 for row in rows
@@ -67,13 +67,19 @@ def list_rows(
         screen.heading(
             f"{row.name} revision {row.revision} to {row.peer}, entry {row.seq}, {screen.cell(row.at)} by {row.by}"
         )
-        screen.facts([("  agreement", row.agreement_digest), ("  core", row.core_digest), ("  state", _state(row))])
+        screen.facts(
+            [("  agreement", row.facts["agreement"]), ("  core", row.facts["core_digest"]), ("  state", _state(row))]
+        )
         screen.table(("Part", "Form", "Rules"), row.elements)
 
 
+_TAKEN_BACK = {"withdrawal": "withdrawn", "recall": "recalled", "purge": "purged"}
+
+
 def _state(row: "LedgerRow") -> str:
-    if row.withdrawn_at is not None:
-        return f"withdrawn {screen.cell(row.withdrawn_at)}"
+    if row.taken_back is not None:
+        act, at = row.taken_back
+        return f"{_TAKEN_BACK[act]} {screen.cell(at)}"
     return "acknowledged" if row.receipt else "not yet fetched"
 
 
@@ -85,9 +91,12 @@ def _data(row: "LedgerRow", *, elements: bool) -> dict[str, Any]:
         "entry": row.seq,
         "advisory": row.name,
         "revision": row.revision,
-        "core_digest": row.core_digest,
-        "agreement": row.agreement_digest,
-        "withdrawn_at": row.withdrawn_at,
+        "row": row.number,
+        "feed": row.feed,
+        "core_digest": row.facts["core_digest"],
+        "agreement": row.facts["agreement"],
+        "taken_back": None if row.taken_back is None else row.taken_back[0],
+        "taken_back_at": None if row.taken_back is None else row.taken_back[1],
         "receipt": row.receipt,
     }
     if elements:

@@ -1,4 +1,4 @@
-"""`apostille peer`: enrolling, listing and distrusting other nodes."""
+"""`apostille peer`: enrolling, listing, distrusting other nodes, and trusting them again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,6 +96,21 @@ def distrust(
     peers.distrust(session.node(), NodeId(peer))
     session.wake()
     screen.note(f"{peer} is distrusted: nothing is exchanged with it any more.")
+
+
+@make.command(app, "trust", 'apostille peer trust cert.de.example --reason "new keys, compared by telephone"')
+def trust(
+    peer: Annotated[str, typer.Argument(metavar="NODE", help="The peer's name, as `apostille peer list` shows it.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the second person reads it.")],
+) -> None:
+    """Asks that a distrusted peer be trusted again. It takes two people: a second one approves the request.
+
+    Exit code 10 when it is noted; nothing has changed then.
+    """
+    from federation.model import NodeId
+    from node import peers
+
+    peers.trust_again(session.node(), NodeId(peer), reason)
 
 
 def _known(node: "Node", card: "Card") -> bool:

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from federation.entries import parse, read_item
 from federation.errors import DeniedError, MalformedError, RemoteError, UnreachableError
-from federation.feed import PageBytes
+from federation.feed import Ask, PageBytes
 from federation.keyring import Card
 from federation.limits import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES, MAX_PAGE_ITEMS
 from node.context import Node
@@ -29,6 +29,10 @@ _SERVICE = wire.DESCRIPTOR.services_by_name["Exchange"].full_name
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_WORDS = {  # what a peer may tell us beyond a status; anything else that it says is not looked at
+    "VERSION": "speaks other protocol versions than this node, or wants a newer one: one of the two must be upgraded",
+    "UNCONFIRMED": "signs nothing for us now: it comes from a backup, or has just started; its operators have to look",
+}
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.service_config_disable_resolution", 1),
@@ -57,6 +61,7 @@ class PeerLink:
     def __init__(self, node: Node, peer: Card) -> None:
         self._node = node
         self._peer = peer.node
+        self._protocol = 0 if peer.speaks == 1 else peer.speaks  # a node of version 1 refuses the field
         self._host, self._port = split_endpoint(peer.endpoint)
         self._answered = False
         options = (*_OPTIONS, ("grpc.ssl_target_name_override", peer.node))
@@ -75,28 +80,33 @@ class PeerLink:
         """Closes the channel; calls that are under way in other threads end with DeniedError."""
         self._channel.close()
 
-    def pull(self, origin: str, cursor: int, receipt: bytes) -> PageBytes:
-        """The page after `cursor` of the peer's feed to us, unverified."""
-        request = wire.PullRequest(feed=origin, cursor=cursor, receipt=receipt, max_items=MAX_PAGE_ITEMS)
+    def pull(self, ask: Ask) -> PageBytes:
+        """The page after `ask.cursor` of the peer's feed to us, unverified."""
+        request = wire.PullRequest(
+            feed=ask.origin, cursor=ask.cursor, receipt=ask.receipt, max_items=MAX_PAGE_ITEMS, protocol=self._protocol
+        )
+        if self._protocol:
+            request.newest, request.restored = ask.newest, ask.restored
         page = self._call("Pull", request, wire.PullResponse(), limits.PULL_TIMEOUT_S)
-        return PageBytes(tuple(read_item(item) for item in page.items), page.checkpoint, page.latest)
+        items = tuple(read_item(item) for item in page.items)
+        return PageBytes(items, page.checkpoint, page.latest, page.receipt, page.epoch)
 
     def checkpoint(self, origin: str, size: int) -> bytes:
         """The peer's signed head at `size`, unverified."""
-        request = wire.GetCheckpointRequest(feed=origin, size=size)
+        request = wire.GetCheckpointRequest(feed=origin, size=size, protocol=self._protocol)
         return self._call("GetCheckpoint", request, wire.GetCheckpointResponse(), limits.CALL_TIMEOUT_S).checkpoint
 
     def proof(
         self, origin: str, size: int, *, leaf: int | None = None, from_size: int | None = None
     ) -> tuple[tuple[bytes, ...], bytes]:
         """Hashes that prove inclusion of `leaf` or consistency with `from_size`, and the head at `size`. Unverified."""
-        request = wire.GetProofRequest(feed=origin, size=size, leaf=leaf, from_size=from_size)
+        request = wire.GetProofRequest(feed=origin, size=size, leaf=leaf, from_size=from_size, protocol=self._protocol)
         answer = self._call("GetProof", request, wire.GetProofResponse(), limits.CALL_TIMEOUT_S)
         return tuple(answer.hashes), answer.checkpoint
 
     def notify(self) -> None:
         """Tells the peer that its feed has grown."""
-        self._call("Notify", wire.NotifyRequest(), wire.NotifyResponse(), limits.CALL_TIMEOUT_S)
+        self._call("Notify", wire.NotifyRequest(protocol=self._protocol), wire.NotifyResponse(), limits.CALL_TIMEOUT_S)
 
     def _call(self, method: str, request: Message, response: M, timeout_s: float) -> M:
         trusted_card(self._node, self._peer)  # an open channel outlives the trust in its peer
@@ -107,17 +117,19 @@ class PeerLink:
             data = call(request.SerializeToString(), timeout=timeout_s, wait_for_ready=False)
         except grpc.RpcError as e:
             # not chained: the peer's own text would come along into every traceback
-            raise self._translate(e.code()) from None
+            raise self._translate(e.code(), e.details()) from None
         except ValueError as e:  # what gRPC raises when the channel was closed
             raise DeniedError(f"{self._peer}: the connection was closed here") from e
         self._answered = True
         parse(response, data, f"{self._peer}: answer to {method}")
         return response
 
-    def _translate(self, code: grpc.StatusCode) -> RemoteError:
+    def _translate(self, code: grpc.StatusCode, word: str | None) -> RemoteError:
         """The error for a status, in our own words. A refused TLS key looks like a dead line, so that is tried out."""
         if code not in _NO_ANSWER:
             self._answered = True
+            if code is grpc.StatusCode.FAILED_PRECONDITION and word in _WORDS:
+                return DeniedError(f"{self._peer} {_WORDS[word]}")
             return DeniedError(f"{self._peer} refuses the call ({code.name})")
         where = f"{self._peer} at {self._host}:{self._port}"
         if self._answered:

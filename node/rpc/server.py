@@ -29,17 +29,21 @@ from federation.errors import (
     NotFoundError,
     RemoteError,
     TooLargeError,
+    UnconfirmedError,
     UsageError,
+    VersionError,
 )
+from federation.feed import Ask
 from federation.keyring import Card
 from federation.limits import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from federation.model import NodeId
-from node import feeds, logs, serving
+from node import logs, serving
 from node.context import Node
 from node.rpc import limits
 from node.rpc.quota import Quota
 from node.rpc.tls import peer_of, server_credentials, trusted_cards
 from node.store.database import record, write
+from node.tally import Count, Tally
 from protos.exchange.v1 import exchange_pb2 as wire
 from protos.exchange.v1 import exchange_pb2_grpc
 
@@ -48,6 +52,7 @@ if TYPE_CHECKING:  # these types exist for the type checker only
     Context = grpc.aio.ServicerContext[bytes, Message]
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Exchange"].full_name
+UNCONFIRMED = "UNCONFIRMED"  # this feed signs nothing now (I16)
 STRANGER = "the key that was presented is on no card that this node trusts"
 _NOBODY = "unknown"
 _OPTIONS = (
@@ -70,22 +75,36 @@ _log = structlog.get_logger()
 class ExchangeServicer(exchange_pb2_grpc.ExchangeServicer):
     """The calls of the wire contract, blocking. The guard gives them the caller's card where gRPC has a context."""
 
-    def __init__(self, node: Node, on_notify: Callable[[NodeId], None]) -> None:
+    def __init__(self, node: Node, on_notify: Callable[[NodeId], None], tally: Tally) -> None:
         self._node = node
         self._on_notify = on_notify
+        self._tally = tally
 
     def Pull(self, request: wire.PullRequest, caller: Card) -> wire.PullResponse:  # noqa: N802 - named by the schema
         """A page of the caller's feed."""
-        page = serving.pull(self._node, caller, request.feed, request.cursor, request.receipt, request.max_items)
+        ask = Ask(
+            request.feed, request.cursor, request.receipt, request.newest, request.restored, request.protocol or 1
+        )
+        page = serving.pull(self._node, caller, ask, request.max_items)
+        self._count(caller.node, page.items)
         return wire.PullResponse(
             items=[_item(item) for item in page.items],
             checkpoint=page.checkpoint,
             latest=page.latest,
             receipt=page.receipt,
+            epoch=page.epoch,
         )
 
-    def Notify(self, request: wire.NotifyRequest, caller: Card) -> wire.NotifyResponse:  # noqa: ARG002, N802 - schema
+    def _count(self, peer: NodeId, items: tuple[bytes | ErasedItem, ...]) -> None:
+        self._tally.add(Count.PULLS, peer)
+        if items:
+            self._tally.add(Count.PAGES_OUT, peer)
+            self._tally.add(Count.ITEMS_OUT, peer, by=len(items))
+            self._tally.add(Count.BYTES_OUT, peer, by=sum(len(item) for item in items if isinstance(item, bytes)))
+
+    def Notify(self, request: wire.NotifyRequest, caller: Card) -> wire.NotifyResponse:  # noqa: N802 - schema
         """Passes the hint on."""
+        serving.check_version(caller, request.protocol or 1)
         self._on_notify(caller.node)
         return wire.NotifyResponse()
 
@@ -93,15 +112,17 @@ class ExchangeServicer(exchange_pb2_grpc.ExchangeServicer):
         self, request: wire.GetCheckpointRequest, caller: Card
     ) -> wire.GetCheckpointResponse:
         """The signed head at one size."""
+        serving.check_version(caller, request.protocol or 1)
         note = serving.checkpoint_at(self._node, caller, request.feed, request.size)
         return wire.GetCheckpointResponse(checkpoint=note)
 
     def GetProof(self, request: wire.GetProofRequest, caller: Card) -> wire.GetProofResponse:  # noqa: N802 - schema
         """The hashes of a proof, with the signed head that it leads to."""
+        serving.check_version(caller, request.protocol or 1)
         kind = request.WhichOneof("kind")
-        hashes, note = feeds.prove(
+        hashes, note = serving.prove(
             self._node,
-            caller.node,
+            caller,
             request.feed,
             leaf=request.leaf if kind == "leaf" else None,
             from_size=request.from_size if kind == "from_size" else None,
@@ -111,20 +132,24 @@ class ExchangeServicer(exchange_pb2_grpc.ExchangeServicer):
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package is untyped
-    """gRPC health checking, for peers only: a node that answers serves."""
+    """gRPC health checking, for peers only: a node that answers serves, unless it is about to end."""
+
+    draining = False
 
     def Check(self, request: Any, caller: Card) -> Any:  # noqa: ARG002, N802 - named by the schema
-        """SERVING. Raises NotFoundError for a service that we do not have."""
+        """SERVING, or NOT_SERVING while draining. Raises NotFoundError for a service that we do not have."""
         if request.service not in ("", SERVICE):
             raise NotFoundError("no such service")
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        status = health_pb2.HealthCheckResponse
+        return status(status=status.NOT_SERVING if self.draining else status.SERVING)
 
 
 class Guard(grpc.aio.ServerInterceptor):
     """What stands before every call; see the module's docstring."""
 
-    def __init__(self, node: Node, threads: ThreadPoolExecutor, gate: ThreadPoolExecutor) -> None:
+    def __init__(self, node: Node, threads: ThreadPoolExecutor, gate: ThreadPoolExecutor, tally: Tally) -> None:
         self._node = node
+        self._tally = tally
         self._threads = threads
         self._gate = gate
         self._quota = Quota()
@@ -168,6 +193,7 @@ class Guard(grpc.aio.ServerInterceptor):
             if caller is None and isinstance(e, KeyringError):
                 code, word = grpc.StatusCode.UNAUTHENTICATED, STRANGER
             name = _NOBODY if caller is None else caller.node
+            self._tally.add(Count.REFUSALS, name, method, code.name)
             await asyncio.wrap_future(self._threads.submit(self._account, name, method, code, e, now_s))
         return await context.abort(code, word)
 
@@ -200,11 +226,23 @@ class Guard(grpc.aio.ServerInterceptor):
 class RunningServer:
     """A server that accepts calls. `address` is where it is bound, with the port that was chosen for port 0."""
 
-    def __init__(self, server: grpc.aio.Server, pools: tuple[ThreadPoolExecutor, ...], address: str, port: int) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        health: HealthServicer,
+        pools: tuple[ThreadPoolExecutor, ...],
+        address: str,
+        port: int,
+    ) -> None:
         self._server = server
+        self._health = health
         self._pools = pools
         self.address = address
         self.port = port
+
+    def drain(self) -> None:
+        """Tells peers that ask for its health to go elsewhere; `stop` must follow."""
+        self._health.draining = True
 
     async def stop(self, grace_s: float) -> None:
         """Accepts nothing more, lets open calls go on for `grace_s`, then ends them."""
@@ -213,37 +251,42 @@ class RunningServer:
             await asyncio.to_thread(pool.shutdown)
 
 
-async def start(node: Node, on_notify: Callable[[NodeId], None]) -> RunningServer:
+async def start(node: Node, on_notify: Callable[[NodeId], None], tally: Tally | None = None) -> RunningServer:
     """Serves `node` at `node.listen`, in the running event loop. Port 0 picks a free one.
 
-    `on_notify` is called in a thread with the peer that says that its feed has grown; it must return at once.
-    Raises UsageError when the address cannot be had, LockedError when the key cannot be opened.
+    `on_notify` is called in a thread with the peer that says that its feed has grown; it must return at once. What is
+    served and refused is counted in `tally`. Raises UsageError when the address cannot be had, LockedError when the key
+    cannot be opened.
     """
-    credentials = server_credentials(node)
+    credentials, tally, health = server_credentials(node), tally or Tally(), HealthServicer()
     threads = ThreadPoolExecutor(limits.WORKER_THREADS, "rpc")
     gate = ThreadPoolExecutor(limits.IDENTIFY_THREADS, "rpc-gate")
     server = grpc.aio.server(
-        interceptors=(Guard(node, threads, gate),), options=_OPTIONS, maximum_concurrent_rpcs=limits.RPCS_AT_ONCE
+        interceptors=(Guard(node, threads, gate, tally),), options=_OPTIONS, maximum_concurrent_rpcs=limits.RPCS_AT_ONCE
     )
     exchange_pb2_grpc.add_ExchangeServicer_to_server(  # type: ignore[no-untyped-call]  # generated code
-        ExchangeServicer(node, on_notify), server
+        ExchangeServicer(node, on_notify, tally), server
     )
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     host, _, _ = node.listen.rpartition(":")
     try:
         port = server.add_secure_port(node.listen, credentials)
     except RuntimeError as e:
         raise UsageError(_why_not(node.listen)) from e
     await server.start()
-    return RunningServer(server, (threads, gate), f"{host}:{port}", port)
+    return RunningServer(server, health, (threads, gate), f"{host}:{port}", port)
 
 
 def refusal_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """The status and the neutral word that a peer gets for `error`. The one place that decides this."""
     if isinstance(error, TooLargeError):
         return grpc.StatusCode.RESOURCE_EXHAUSTED, error.code
+    if isinstance(error, VersionError):
+        return grpc.StatusCode.FAILED_PRECONDITION, error.code
     if isinstance(error, RemoteError):
         return grpc.StatusCode.INVALID_ARGUMENT, error.code
+    if isinstance(error, UnconfirmedError):
+        return grpc.StatusCode.FAILED_PRECONDITION, UNCONFIRMED
     if isinstance(error, NotFoundError):
         return grpc.StatusCode.NOT_FOUND, "not found"
     if isinstance(error, ConflictError):

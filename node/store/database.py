@@ -1,58 +1,80 @@
-"""Opening the database and its transactions.
+"""Opening the database and its transactions: SQLite in one file, or PostgreSQL. What differs is in the module of each.
 
-SQLite: write-ahead log, `synchronous=FULL` (NORMAL loses acknowledged commits at power loss), `secure_delete` so that
-erased bytes are overwritten, foreign keys on. A write transaction takes its lock when it begins, so that two processes
-on one home wait for each other at the start and never fail half-way.
+Both keep the same promises. A write transaction waits at its beginning for the one before it, so that what it has read
+stays true until it commits and two processes on one home never fail half-way. A read transaction sees one state and
+can change nothing. What was committed survives power loss.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy import Connection, Engine, insert, inspect, select
 from sqlalchemy.exc import DatabaseError
 
 from federation.errors import ConflictError, UsageError
-from node.store.tables import SCHEMA_VERSION, audit, meta, metadata
+from node.store import postgresql, schema, sqlite
+from node.store.tables import audit, meta, metadata
 
-_BUSY_TIMEOUT_S = 30  # a page of the largest size commits in well under a second
-
-
-def open_engine(path: Path) -> Engine:
-    """The engine of the database at `path`, which is created when it is not there."""
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": _BUSY_TIMEOUT_S, "isolation_level": None})
-
-    @event.listens_for(engine, "connect")
-    def _set_up(connection: Any, _record: Any) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+MEMORY: Final = "sqlite://"  # a database that ends with its engine
 
 
-def create(engine: Engine, node: str) -> None:
-    """Creates the tables of a new node."""
-    with write(engine) as tx:
-        metadata.create_all(tx)
-        tx.execute(insert(meta), [{"key": "schema", "value": str(SCHEMA_VERSION)}, {"key": "node", "value": node}])
+def open_engine(where: Path | str) -> Engine:
+    """The engine of a database: of the file at a path, of a PostgreSQL URL, or of MEMORY."""
+    if isinstance(where, Path) or where == MEMORY:
+        return sqlite.open_engine(where if isinstance(where, Path) else None)
+    return postgresql.open_engine(where)
+
+
+@contextmanager
+def create(engine: Engine, node: str, at: datetime) -> Iterator[Connection]:
+    """Makes the tables of a new node; what is done with the connection is committed with them, or nothing is.
+
+    Raises UsageError when the database cannot be had, or is in use already.
+    """
+    with ExitStack() as stack:
+        with _told(engine):
+            tx = stack.enter_context(write(engine))
+            _check_server(tx)
+        if set(inspect(tx).get_table_names()) & set(metadata.tables):
+            raise UsageError("that database holds a node already; make an empty one for this node")
+        schema.migrate(tx, at=at)
+        tx.execute(insert(meta).values(key="node", value=node))
+        yield tx
 
 
 def check(engine: Engine, node: str) -> None:
-    """Refuses a database of another version or another node. Raises UsageError."""
-    try:
-        with read(engine) as tx:
-            found = {row.key: row.value for row in tx.execute(select(meta.c.key, meta.c.value))}
-    except DatabaseError as e:
-        raise UsageError("the database is missing, damaged or no database: restore it from a backup") from e
-    if found != {"schema": str(SCHEMA_VERSION), "node": node}:
-        raise UsageError(f"the database is that of {found.get('node')} in schema {found.get('schema')}; this is {node}")
+    """Refuses a database of another schema or another node, and a server that can lose what it acknowledged.
+
+    Raises UsageError.
+    """
+    with _told(engine), read(engine) as tx:
+        schema.check(schema.revision(tx))
+        _check_owner(tx, node)
+        _check_server(tx)
+
+
+@contextmanager
+def upgrade(engine: Engine, node: str, *, at: datetime, copy: Path | None = None) -> Iterator[tuple[Connection, int]]:
+    """Brings the database to our schema, which changes nothing when it has it; gives the number of the one before.
+
+    What is done with the connection is committed with the migration, or nothing is. An SQLite database is first copied
+    to `copy` with `.schema-N` added. Raises UsageError for a database that cannot be upgraded.
+    """
+    with ExitStack() as stack:
+        with _told(engine):
+            tx = stack.enter_context(write(engine))
+            found = schema.known(schema.revision(tx))
+            _check_owner(tx, node)
+            _check_server(tx)
+        before = schema.number(found)
+        if found != schema.REVISIONS[-1]:
+            if copy is not None and engine.name == "sqlite":
+                sqlite.copy(engine, copy.with_name(f"{copy.name}.schema-{before}"))
+            schema.migrate(tx, at=at)
+        yield tx, before
 
 
 @contextmanager
@@ -64,18 +86,22 @@ def write(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def read(engine: Engine) -> Iterator[Connection]:
-    """A transaction that sees one state of the database and changes nothing."""
+    """A transaction that sees one state of the database and can change nothing."""
     with engine.connect() as connection, connection.begin():
         yield connection
 
 
 def scrub(engine: Engine) -> None:
-    """After an erasure: empties the write-ahead log, which still has the erased bytes; `secure_delete` did the rest."""
-    connection = engine.raw_connection()
-    try:
-        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        connection.close()
+    """After an erasure: what still holds the erased bytes is emptied or rewritten, as far as this process reaches."""
+    if engine.name == "sqlite":
+        sqlite.scrub(engine)
+    else:
+        postgresql.scrub(engine)
+
+
+def faults(tx: Connection) -> str | None:
+    """What is wrong with a file, or with what a server promises, in a few words; None when it is sound."""
+    return sqlite.faults(tx) if tx.engine.name == "sqlite" else postgresql.faults(tx)
 
 
 def one_row(count: int, what: str) -> None:
@@ -87,3 +113,38 @@ def one_row(count: int, what: str) -> None:
 def record(tx: Connection, *, at: datetime, by: str, act: str, subject: str, detail: str = "") -> None:
     """An audit row: who did what, when. `detail` holds codes and names, never payload or personal data (I17)."""
     tx.execute(insert(audit).values(at=at, by=by, act=act, subject=subject, detail=detail))
+
+
+def storable(text: str) -> str:
+    """Text from outside as every database takes it: PostgreSQL refuses the character NUL."""
+    return text.replace("\0", "\ufffd")
+
+
+@contextmanager
+def _told(engine: Engine) -> Iterator[None]:
+    """Turns a database that cannot be opened, or is busy, into a sentence."""
+    try:
+        yield
+    except DatabaseError as e:
+        if is_busy(e):
+            raise ConflictError("another process is writing to the database; nothing was changed, try again") from e
+        if engine.name == "sqlite":
+            raise UsageError("the database is missing, damaged or no database: restore it from a backup") from e
+        raise UsageError(postgresql.why_not(engine.url, e)) from e
+
+
+def is_busy(error: DatabaseError) -> bool:
+    """Whether a transaction failed because another one did not end in time; then it has changed nothing."""
+    return postgresql.sqlstate(error) == postgresql.LOCK_NOT_AVAILABLE or "locked" in str(error.orig)
+
+
+def _check_owner(tx: Connection, node: str) -> None:
+    found = tx.execute(select(meta.c.value).where(meta.c.key == "node")).scalar_one_or_none()
+    if found != node:
+        raise UsageError(f"the database is that of {found}; this is {node}")
+
+
+def _check_server(tx: Connection) -> None:
+    wrong = None if tx.engine.name == "sqlite" else postgresql.faults(tx)
+    if wrong:
+        raise UsageError(f"the database server can lose or change what it acknowledged: {wrong}; mend it there")

@@ -1,7 +1,8 @@
 """The tables of a node, in SQLAlchemy Core. Timestamps are aware UTC both ways.
 
-Signed bytes are stored as they arrived or were made (I7). `out_*` is what this node sends, one feed a peer; `in_*` is
-what it receives. Leaf hashes are kept for ever; the bytes beside them may be erased.
+Signed bytes are stored as they arrived or were made (I7). `out_*` is what this node sends, `in_*` what it receives: one
+feed for each peer and epoch, of which the highest is current. Leaf hashes are kept for ever; the bytes beside them may
+be erased. A change here is a change of the schema: it needs a migration beside it.
 """
 
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     Column,
     DateTime,
@@ -20,12 +22,11 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
-
-SCHEMA_VERSION = 1
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -65,15 +66,45 @@ meta = Table(
     Column("value", String, nullable=False),
 )
 
+own_cards = Table(  # every card that this node has had; the highest version is current
+    "own_cards",
+    metadata,
+    Column("version", BigInteger, primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+    Column("installed_at", UtcDateTime, nullable=False),
+    Column("installed_by", String, nullable=False),
+)
+
 peers = Table(
     "peers",
     metadata,
     Column("node", String, primary_key=True),
     Column("card", LargeBinary, nullable=False),
-    Column("card_version", Integer, nullable=False),
+    Column("card_version", BigInteger, nullable=False),
     Column("trusted", Integer, nullable=False),
+    Column("direct", Integer, nullable=False),  # 0: its card is known, but nothing is exchanged with it directly
+    Column("our_card", BigInteger, nullable=False),  # the newest version of our own card that it is known to hold
     Column("enrolled_at", UtcDateTime, nullable=False),
     Column("enrolled_by", String, nullable=False),
+)
+
+peer_cards = Table(  # every card of a peer that was ever enrolled, for proofs
+    "peer_cards",
+    metadata,
+    Column("node", String, ForeignKey("peers.node"), primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+    Column("taken_at", UtcDateTime, nullable=False),
+)
+
+card_deliveries = Table(  # which entry brings which version of our own card to a peer
+    "card_deliveries",
+    metadata,
+    Column("peer", String, ForeignKey("peers.node"), primary_key=True),
+    Column("version", BigInteger, ForeignKey("own_cards.version"), primary_key=True),
+    Column("feed", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    ForeignKeyConstraint(["feed", "seq"], ["out_entries.feed", "out_entries.seq"]),
 )
 
 agreements = Table(
@@ -116,75 +147,108 @@ advisories = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("created_by", String, nullable=False),
     Column("issued_at", UtcDateTime, nullable=True),
+    Column("recall", LargeBinary, ForeignKey("recalls.digest"), nullable=True),  # the order that took it back
     UniqueConstraint("name", "revision"),
     CheckConstraint("(draft IS NULL) <> (core IS NULL)", name="draft_or_core"),
+)
+
+left_with = Table(  # the decision that a peer keeps a revision although a later one was issued
+    "left_with",
+    metadata,
+    Column("advisory", Integer, ForeignKey("advisories.id"), primary_key=True),
+    Column("peer", String, ForeignKey("peers.node"), primary_key=True),
+    Column("reason", String, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("by", String, nullable=False),
 )
 
 out_feeds = Table(
     "out_feeds",
     metadata,
-    Column("peer", String, ForeignKey("peers.node"), primary_key=True),
+    Column("id", Integer, primary_key=True),
+    Column("peer", String, ForeignKey("peers.node"), nullable=False),
+    Column("epoch", Integer, nullable=False),
     Column("origin", String, nullable=False, unique=True),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     Column("edge", LargeBinary, nullable=False),
     Column("receipt", LargeBinary, nullable=True),
-    Column("receipt_size", Integer, nullable=False),
+    Column("receipt_size", BigInteger, nullable=False),
     Column("receipt_at", UtcDateTime, nullable=True),
+    Column(
+        "shown_to", LargeBinary, nullable=True
+    ),  # the start of the node to which the receiver showed its newest head
+    Column("shown", LargeBinary, nullable=True),  # a head that we signed and no longer have: we were restored
+    Column("opened_at", UtcDateTime, nullable=False),
+    UniqueConstraint("peer", "epoch"),
 )
 
 out_entries = Table(
     "out_entries",
     metadata,
-    Column("peer", String, ForeignKey("out_feeds.peer"), primary_key=True),
-    Column("seq", Integer, primary_key=True),
-    Column("kind", String, nullable=False),
+    Column("feed", Integer, ForeignKey("out_feeds.id"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String, nullable=False),  # federation.entries.Kind
     Column("data", LargeBinary, nullable=True),  # NULL once erased
     Column("leaf_hash", LargeBinary, nullable=False),
     Column("root", LargeBinary, nullable=False),  # root of the feed up to and with this entry
-    Column("erased_by", Integer, nullable=True),
-    Column("advisory", Integer, ForeignKey("advisories.id"), nullable=True),
+    Column("erased_by", BigInteger, nullable=True),
+    Column("advisory", Integer, ForeignKey("advisories.id"), nullable=True),  # own
+    Column("inbox", Integer, ForeignKey("inbox.id"), nullable=True),  # passed on for its origin
     CheckConstraint("(data IS NULL) = (erased_by IS NOT NULL)", name="erased"),
 )
 
-ledger = Table(
+ledger = Table(  # hash-chained: rows are added and never changed
     "ledger",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", Integer, primary_key=True),  # counts from 1 without gaps
     Column("at", UtcDateTime, nullable=False),
     Column("by", String, nullable=False),
+    Column("kind", String, nullable=False),  # node.ledger.Act
     Column("peer", String, nullable=False),
-    Column("seq", Integer, nullable=False),
-    Column("advisory", Integer, ForeignKey("advisories.id"), nullable=False),
-    Column("core_digest", LargeBinary, nullable=False),
-    Column("agreement_digest", LargeBinary, nullable=False),
-    Column("retain_until", UtcDateTime, nullable=True),  # as the terms of the delivery say
-    Column("elements", JSON, nullable=False),  # [path, form, [rule ids]] of every element
-    Column("withdrawn_at", UtcDateTime, nullable=True),
-    ForeignKeyConstraint(["peer", "seq"], ["out_entries.peer", "out_entries.seq"]),
-    UniqueConstraint("peer", "seq"),
+    Column("feed", Integer, nullable=True),
+    Column("seq", BigInteger, nullable=True),
+    Column("record", LargeBinary, nullable=False),  # JSON: everything that the row says, the columns before included
+    Column("digest", LargeBinary, nullable=False, unique=True),  # SHA-256 over the digest before and the record
+    ForeignKeyConstraint(["feed", "seq"], ["out_entries.feed", "out_entries.seq"]),
+    Index("ix_ledger_entry", "feed", "seq"),
 )
 
 in_feeds = Table(
     "in_feeds",
     metadata,
-    Column("peer", String, ForeignKey("peers.node"), primary_key=True),
+    Column("id", Integer, primary_key=True),
+    Column("peer", String, ForeignKey("peers.node"), nullable=False),
+    Column("epoch", Integer, nullable=False),
     Column("origin", String, nullable=False, unique=True),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     Column("edge", LargeBinary, nullable=False),
     Column("head", LargeBinary, nullable=False),
     Column("newest", LargeBinary, nullable=False),  # the largest head that was ever shown
     Column("pending", JSON, nullable=False),  # [seq, leaf hash in hex, erased by]
+    Column("cosigned", BigInteger, nullable=False),  # the largest size that we know we gave a receipt for
     Column("frozen", String, nullable=True),  # the code of the error that froze it
-    Column("evidence", LargeBinary, nullable=True),
+    Column("restored", Integer, nullable=False),  # 1 from a restore until the sender has shown its head again
+    Column("offered_epoch", Integer, nullable=True),  # the sender has opened it; two people here must accept
     Column("contact_at", UtcDateTime, nullable=True),
     Column("problem", String, nullable=True),  # code of the last failed sync, NULL after a good one
+    UniqueConstraint("peer", "epoch"),
+)
+
+key_floors = Table(  # a key that a newer card dropped still speaks for what stood in a checkpoint held before
+    "key_floors",
+    metadata,
+    Column("node", String, ForeignKey("peers.node"), primary_key=True),
+    Column("kid", String, primary_key=True),
+    Column("feed", Integer, ForeignKey("in_feeds.id"), primary_key=True),
+    Column("public", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
 )
 
 in_entries = Table(
     "in_entries",
     metadata,
-    Column("peer", String, ForeignKey("in_feeds.peer"), primary_key=True),
-    Column("seq", Integer, primary_key=True),
+    Column("feed", Integer, ForeignKey("in_feeds.id"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("leaf_hash", LargeBinary, nullable=False),
     Column("data", LargeBinary, nullable=True),  # NULL when erased, or when law forbids to keep it
     Column("outcome", String, nullable=False),  # node.inbox.Disposition
@@ -198,19 +262,149 @@ inbox = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("peer", String, nullable=False),
-    Column("seq", Integer, nullable=False),
+    Column("feed", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
     Column("origin", String, nullable=False),
     Column("name", String, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("core_digest", LargeBinary, nullable=False),
     Column("title", String, nullable=False),
     Column("tlp", String, nullable=False),
+    Column("issued_at", UtcDateTime, nullable=False),
     Column("retain_until", UtcDateTime, nullable=True),
-    Column("state", String, nullable=False),  # node.sync.InboxState
+    Column("state", String, nullable=False),  # node.inbox.InboxState
     Column("received_at", UtcDateTime, nullable=False),
-    ForeignKeyConstraint(["peer", "seq"], ["in_entries.peer", "in_entries.seq"]),
-    UniqueConstraint("peer", "seq"),
+    Column("read_at", UtcDateTime, nullable=True),
+    Column("read_by", String, nullable=True),
+    Column("assigned_to", String, nullable=True),
+    Column("actioned_at", UtcDateTime, nullable=True),
+    Column("actioned_by", String, nullable=True),
+    ForeignKeyConstraint(["feed", "seq"], ["in_entries.feed", "in_entries.seq"]),
+    UniqueConstraint("feed", "seq"),
     Index("ix_inbox_name", "origin", "name", "revision"),
+)
+
+inbox_terms = Table(  # what an inbox item can be found by; goes with its bytes
+    "inbox_terms",
+    metadata,
+    Column("inbox", Integer, ForeignKey("inbox.id"), primary_key=True),
+    Column("kind", String, primary_key=True),  # cve, product, text
+    Column("number", Integer, primary_key=True),
+    Column("value", Text, nullable=False),
+    Index("ix_inbox_terms_value", "kind", "inbox"),
+)
+
+annotations = Table(  # ours alone, never sent
+    "annotations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("inbox", Integer, ForeignKey("inbox.id"), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("by", String, nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+grants = Table(  # an origin lets a relay pass one of its advisories on
+    "grants",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("origin", String, nullable=False),
+    Column("core_digest", LargeBinary, nullable=False),
+    Column("relay", String, nullable=False),
+    Column("until", UtcDateTime, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("by", String, nullable=False),  # the local user who signed it, or the peer it came from
+    Index("ix_grants_core", "core_digest"),
+)
+
+recalls = Table(  # orders to purge, kept for ever: they bar what they name
+    "recalls",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("origin", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("revisions", JSON, nullable=False),  # sorted numbers
+    Column("reason", String, nullable=False),
+    Column("ordered_at", UtcDateTime, nullable=False),  # as the origin says
+    Column("document", LargeBinary, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("by", String, nullable=False),  # the local user who gave it, or the peer it came from
+    Index("ix_recalls_name", "origin", "name"),
+)
+
+recall_holders = Table(  # who has to purge, and what it said of that
+    "recall_holders",
+    metadata,
+    Column("recall", LargeBinary, ForeignKey("recalls.digest"), primary_key=True),
+    Column("node", String, primary_key=True),
+    Column("via", String, nullable=False),  # the peer by whose feed the order goes to it
+    Column("state", String, nullable=False),  # node.recalls.HolderState
+    Column("at", UtcDateTime, nullable=False),
+)
+
+statements = Table(  # signed assertions, as they were made or arrived
+    "statements",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("id", Integer, nullable=False, unique=True),  # for people: counts from 1
+    Column("kind", String, nullable=False),
+    Column("author", String, nullable=False),
+    Column("recipient", String, nullable=False),
+    Column("origin", String, nullable=True),  # of the advisory that it is about
+    Column("name", String, nullable=True),
+    Column("revision", Integer, nullable=True),
+    Column("document", LargeBinary, nullable=False),
+    Column("peer", String, nullable=True),  # who brought it; NULL for our own
+    Column("at", UtcDateTime, nullable=False),
+    Column("by", String, nullable=False),
+    Index("ix_statements_about", "origin", "name"),
+)
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),  # node.alarms.Alarm
+    Column("subject", String, nullable=False),
+    Column("detail", String, nullable=False),
+    Column("first_at", UtcDateTime, nullable=False),
+    Column("last_at", UtcDateTime, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("acked_at", UtcDateTime, nullable=True),
+    Column("acked_by", String, nullable=True),
+    Column("delivered_at", UtcDateTime, nullable=True),
+    Index("ix_alarms_open", "kind", "subject", "acked_at"),
+)
+
+incidents = Table(  # evidence against a peer, until two people settle it
+    "incidents",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String, nullable=False),  # the code of the error
+    Column("peer", String, ForeignKey("peers.node"), nullable=False),
+    Column("subject", String, nullable=False),  # origin line of a feed, or the advisory
+    Column("evidence", LargeBinary, nullable=False),  # JSON: node.incidents
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("resolved_at", UtcDateTime, nullable=True),
+    Column("resolved_by", String, nullable=True),
+    Column("resolution", String, nullable=True),
+)
+
+approvals = Table(  # acts that take two people
+    "approvals",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("act", String, nullable=False),  # node.approvals.Act
+    Column("subject", String, nullable=False),
+    Column("arguments", JSON, nullable=False),
+    Column("binding", LargeBinary, nullable=False),  # SHA-256 of all that the approval is about
+    Column("reason", String, nullable=False),
+    Column("asked_at", UtcDateTime, nullable=False),
+    Column("asked_by", String, nullable=False),
+    Column("state", String, nullable=False),  # node.approvals.State
+    Column("settled_at", UtcDateTime, nullable=True),
+    Column("settled_by", String, nullable=True),
 )
 
 audit = Table(

@@ -23,12 +23,14 @@ from sqlalchemy.exc import OperationalError
 
 from federation.errors import (
     ApostilleError,
+    AwaitsSecondError,
     ConflictError,
     DeniedError,
     ForkError,
     HeldError,
     LockedError,
     MalformedError,
+    NotAllowedError,
     NotFoundError,
     PolicyError,
     UnreachableError,
@@ -424,6 +426,8 @@ def _raise(error: Exception) -> Callable[[], object]:
         (DeniedError("x"), 8),
         (ForkError("x"), 8),
         (MalformedError("x"), 8),
+        (NotAllowedError("x"), 9),
+        (AwaitsSecondError("x", 3), 10),
     ],
 )
 def test_every_error_has_its_exit_code(error: ApostilleError, code: int, capsys: pytest.CaptureFixture[str]) -> None:

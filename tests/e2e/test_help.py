@@ -78,6 +78,7 @@ def test_every_command_that_prints_data_takes_json(walked: dict[str, Any]) -> No
         "apostille demo",
         "apostille card export",
         "apostille peer distrust",
+        "apostille peer trust",
         "apostille agreement template",
         "apostille advisory label",
         "apostille inbox export",

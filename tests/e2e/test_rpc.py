@@ -28,6 +28,7 @@ from federation.errors import (
     UnreachableError,
     UsageError,
 )
+from federation.feed import Ask
 from federation.keyring import Card
 from federation.model import Role
 from node import agreements, ledger, peers, serving
@@ -124,7 +125,7 @@ class TestExchange:
             with pytest.raises(DeniedError, match="NOT_FOUND"):
                 link.checkpoint(origin, size + 1)
             with pytest.raises(DeniedError, match="NOT_FOUND"):
-                link.pull(f"{FR}/feeds/{IN}/1", 0, b"")
+                link.pull(Ask(f"{FR}/feeds/{IN}/1", 0, b""))
             with pytest.raises(DeniedError, match="INVALID_ARGUMENT"):
                 link.proof(origin, size)
 
@@ -168,11 +169,11 @@ class TestWhoMayCall:
         net.serve(FR)
         origin = f"{FR}/feeds/{DE}/1"
         with net.link(DE, FR) as link:
-            assert link.pull(origin, 0, b"").items
+            assert link.pull(Ask(origin, 0, b"")).items
             peers.distrust(net.world[FR], DE)
             for _ in range(3):
                 with pytest.raises(DeniedError, match="UNAUTHENTICATED"):
-                    link.pull(origin, 0, b"")
+                    link.pull(Ask(origin, 0, b""))
         assert refusals(net.world[FR]) == [("unknown", "Pull", "UNAUTHENTICATED UNKNOWN_KEY")]  # once, not thrice
 
     @pytest.mark.invariant("I2")
@@ -335,12 +336,12 @@ class TestQuota:
         monkeypatch.setattr(serving, "pull", slow)
         origin = f"{FR}/feeds/{DE}/1"
         with futures.ThreadPoolExecutor(limits.CALLS_AT_ONCE) as threads, three.link(DE, FR) as link:
-            stalled = [threads.submit(link.pull, origin, 0, b"") for _ in range(limits.CALLS_AT_ONCE)]
+            stalled = [threads.submit(link.pull, Ask(origin, 0)) for _ in range(limits.CALLS_AT_ONCE)]
             try:
                 for _ in stalled:
                     assert entered.acquire(timeout=10)
                 with pytest.raises(DeniedError, match="RESOURCE_EXHAUSTED"):
-                    link.pull(origin, 0, b"")
+                    link.pull(Ask(origin, 0, b""))
                 assert three.sync(IN, FR) == 0
             finally:
                 go_on.set()

@@ -14,6 +14,7 @@ from federation.errors import (
     MalformedError,
     UnreachableError,
 )
+from federation.feed import Ask
 from node.rpc import limits
 from node.rpc.client import PeerLink, split_endpoint
 from node.rpc.tls import server_credentials
@@ -84,15 +85,15 @@ class TestClient:
         }
         said = b""
         link = lying(lambda _request, _context: said)
-        assert link.pull("feed", 0, b"").items == ()
+        assert link.pull(Ask("feed", 0, b"")).items == ()
         for said in answers.values():  # noqa: B007 - the lambda above says it
             with pytest.raises(MalformedError):
-                link.pull("feed", 0, b"")
+                link.pull(Ask("feed", 0, b""))
 
     def test_an_answer_that_is_too_large_is_refused(self, lying: Any) -> None:
         link = lying(lambda _request, _context: b"\x12" + b"\x80\x80\x80\x05" + b"x" * (10 << 20))
         with pytest.raises(DeniedError, match="RESOURCE_EXHAUSTED"):
-            link.pull("feed", 0, b"")
+            link.pull(Ask("feed", 0, b""))
 
     def test_a_peer_that_says_nothing_costs_a_deadline(self, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "CALL_TIMEOUT_S", 0.5)

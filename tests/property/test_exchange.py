@@ -16,7 +16,7 @@ from federation.errors import UnreachableError
 from federation.model import NodeId
 from node import agreements, inbox, ledger, releases, sync
 from node.store.database import read
-from node.store.tables import in_entries, out_feeds
+from node.store.tables import in_entries, in_feeds, out_feeds
 from tests.nodes import (
     AGREEMENT,
     DE,
@@ -108,17 +108,20 @@ def test_nodes_converge_under_any_order_of_delivery(steps: list[tuple[str, objec
             sent = history(world[sender], receiver)
             with read(world[receiver].engine) as tx:
                 rows = tx.execute(
-                    select(in_entries).where(in_entries.c.peer == sender).order_by(in_entries.c.seq)
+                    select(in_entries)
+                    .join(in_feeds, in_feeds.c.id == in_entries.c.feed)
+                    .where(in_feeds.c.peer == sender)
+                    .order_by(in_entries.c.seq)
                 ).all()
             assert [row.seq for row in rows] == list(range(len(sent)))  # no loss, no repetition, in order
             assert [row.leaf_hash for row in rows] == [_leaf(item) for item in sent]
-            assert sync.load_state(world[receiver], sender).edge.root() == merkle.root(map(_leaf, sent))
+            assert sync.load_state(world[receiver], sender).state.edge.root() == merkle.root(map(_leaf, sent))
             assert {row.outcome for row in rows} <= {"admitted", "control", "erased"}
             with read(world[sender].engine) as tx:
                 feed = tx.execute(select(out_feeds).where(out_feeds.c.peer == receiver)).one()
             assert feed.receipt_size == feed.size == len(sent)
             got = {(i.name, i.seq) for i in inbox.items(world[receiver], every_state=True) if i.peer == sender}
-            gave = {(r.name, r.seq) for r in ledger.rows(world[sender], receiver) if r.withdrawn_at is None}
+            gave = {(r.name, r.seq) for r in ledger.rows(world[sender], receiver) if r.taken_back is None}
             assert got == gave
             assert all(row.receipt for row in ledger.rows(world[sender], receiver))
         before = [history(world[sender], receiver) for receiver, sender in PAIRS]

@@ -19,14 +19,15 @@ from federation.errors import (
     LocalError,
     NotFoundError,
 )
+from federation.feed import Ask
 from federation.keyring import OnlineKey, key_id
 from federation.model import JsonObject, Presentation, Role
 from federation.strictjson import decode, encode
-from node import agreements, inbox, ledger, main, peers, releases, sync
+from node import agreements, inbox, ledger, main, owncard, peers, releases, sync
 from node import keys as node_keys
 from node.context import Node
 from node.inbox import Disposition, InboxState
-from node.store.database import read
+from node.store.database import read, write
 from node.store.tables import in_entries, in_feeds
 from tests.nodes import (
     AGREEMENT,
@@ -188,7 +189,7 @@ def test_an_entry_whose_retention_ended_before_delivery_is_withdrawn_in_place_of
     world.sync(DE, FR)
     assert not files_hold(world[DE], b"CANARY-RETENTION")
     (row,) = ledger.rows(fr, DE)
-    assert row.withdrawn_at is not None
+    assert row.taken_back is not None
 
 
 @pytest.mark.invariant("I11")
@@ -224,13 +225,13 @@ def test_what_a_sender_withdrew_before_delivery_is_gone_from_its_own_feed(world:
 def test_one_page_with_two_signed_roots_of_one_size_is_a_fork(world: World) -> None:
     agree(world)
     fr, de = world[FR], world[DE]
-    cursor = sync.load_state(de, FR).cursor
+    cursor = sync.load_state(de, FR).state.cursor
     honest = ForgedFeed(fr, DE, history(fr, DE))
     page = replace(
-        honest.pull(honest.origin, cursor, b""),
+        honest.pull(Ask(honest.origin, cursor)),
         latest=honest.latest(cursor, root=b"r" * 32),
     )
-    state = sync.load_state(de, FR)
+    state = sync.load_state(de, FR).state
     with pytest.raises(ForkError):
         feed.verify_page(state, page, fr.card.note_keys(Role.FEED, state.origin, fr.clock()))
 
@@ -377,7 +378,9 @@ def test_the_feed_goes_on_after_the_feed_key_was_replaced(world: World) -> None:
     )
     card = _card(world, key)
     peers.enrol(de, card)
-    world.nodes[FR] = replace(fr, card=keyring.open_card(card), card_bytes=card)
+    with write(fr.engine) as tx:
+        owncard.store(tx, keyring.open_card(card), card, at=now, by="alice")
+    fr.own.reload()
     releases.release(world[FR], import_document(world[FR], document("X")), (DE,))
     assert world.sync(DE, FR).counts == {Disposition.ADMITTED: 1}  # its receipt is for a head that the old key signed
 

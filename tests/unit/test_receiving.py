@@ -58,7 +58,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def same_root(world: World) -> bool:
-    edge = sync.load_state(world[DE], FR).edge
+    edge = sync.load_state(world[DE], FR).state.edge
     return edge.root() == merkle.root(
         [i.leaf_hash if isinstance(i, ErasedItem) else merkle.leaf_hash(i) for i in history(world[FR], DE)]
     )

@@ -20,8 +20,9 @@ from federation.errors import (
     UsageError,
     WrongFeedError,
 )
+from federation.feed import Ask
 from federation.model import Category, Form, Role
-from node import advisories, agreements, feeds, inbox, ledger, peers, releases, serving
+from node import advisories, agreements, feeds, inbox, ledger, peers, releases, serving, sync
 from node.advisories import State
 from node.inbox import Disposition
 from node.store import tables
@@ -119,12 +120,12 @@ def test_every_disclosure_has_its_row_and_the_receipt_comes_from_the_peer(world:
     outcome = released(world)
     (row,) = ledger.rows(world[FR])
     assert (row.peer, row.seq, row.name, row.by, row.at) == (DE, outcome.seq, "X", "alice", world.clock())
-    assert row.agreement_digest == held.agreement.digest
+    assert row.facts["agreement"] == held.agreement.digest.hex()
     assert {path for path, _, _ in row.elements} == {e.element.path for e in outcome.decision.elements}
     assert all(rules for _, _, rules in row.elements)
-    assert (row.receipt, row.withdrawn_at) == (False, None)
+    assert (row.receipt, row.taken_back) == (False, None)
     link = world.link(DE, FR)
-    page = link.pull(ORIGIN, outcome.seq or 0, b"")
+    page = link.pull(Ask(ORIGIN, outcome.seq or 0, b"", sync.load_state(world[DE], FR).state.newest))
     assert page.items
     assert not ledger.rows(world[FR])[0].receipt  # sent is not acknowledged
     world.sync(DE, FR)
@@ -228,7 +229,7 @@ def test_what_may_no_longer_go_is_taken_back_in_place_of_being_sent(world: World
     assert counts[Disposition.ERASED] == 1
     assert inbox.items(world[DE], every_state=True) == ()
     (row,) = ledger.rows(world[FR])
-    assert row.withdrawn_at == world.clock()
+    assert row.taken_back == (ledger.Act.WITHDRAWAL, world.clock())
     items = history(world[FR], DE)
     erased = items[outcome.seq]
     assert isinstance(erased, ErasedItem)
@@ -255,17 +256,17 @@ def test_a_feed_is_shown_to_its_receiver_only(tmp_path: Path) -> None:
     agree(world)
     released(world)
     with pytest.raises(NotFoundError):
-        serving.pull(world[FR], world[IN].card, ORIGIN, 0, b"", 0)
+        serving.pull(world[FR], world[IN].card, Ask(ORIGIN, 0, b""), 0)
     with pytest.raises(NotFoundError):
         serving.checkpoint_at(world[FR], world[IN].card, ORIGIN, 0)
     with pytest.raises(NotFoundError):
         feeds.prove(world[FR], IN, ORIGIN, leaf=0, from_size=None, size=1)
     with pytest.raises(NotFoundError):
-        serving.pull(world[FR], world[DE].card, f"{FR}/feeds/{DE}/2", 0, b"", 0)
+        serving.pull(world[FR], world[DE].card, Ask(f"{FR}/feeds/{DE}/2", 0, b""), 0)
     with pytest.raises(NotFoundError):
         serving.checkpoint_at(world[FR], world[DE].card, ORIGIN, 99)
     with pytest.raises(MalformedError):
-        serving.pull(world[FR], world[DE].card, ORIGIN, 99, b"", 0)
+        serving.pull(world[FR], world[DE].card, Ask(ORIGIN, 99, protocol=1), 0)
     world.close()
 
 
@@ -273,7 +274,7 @@ def test_a_feed_is_shown_to_its_receiver_only(tmp_path: Path) -> None:
 def test_a_page_has_as_many_items_as_asked_and_at_least_one(world: World, asked: int) -> None:
     for number in range(3):
         append_by_hand(world[FR], DE, AgreementOffer(b"%d" % number * (200 << 10)))
-    page = serving.pull(world[FR], world[DE].card, ORIGIN, 0, b"", asked)
+    page = serving.pull(world[FR], world[DE].card, Ask(ORIGIN, 0, b""), asked)
     assert len(page.items) == min(asked, 3)
 
 
@@ -281,9 +282,9 @@ def test_a_page_closes_at_its_size_but_carries_the_largest_entry(world: World, m
     for number in range(3):
         append_by_hand(world[FR], DE, AgreementOffer(b"%d" % number * 1000))
     monkeypatch.setattr(feeds, "MAX_PAGE_BYTES", 2200)
-    assert len(serving.pull(world[FR], world[DE].card, ORIGIN, 0, b"", 0).items) == 2
+    assert len(serving.pull(world[FR], world[DE].card, Ask(ORIGIN, 0, b""), 0).items) == 2
     monkeypatch.setattr(feeds, "MAX_PAGE_BYTES", 10)
-    assert len(serving.pull(world[FR], world[DE].card, ORIGIN, 0, b"", 0).items) == 1
+    assert len(serving.pull(world[FR], world[DE].card, Ask(ORIGIN, 0, b""), 0).items) == 1
 
 
 def _receipt(world: World, note: bytes) -> bytes:
@@ -305,11 +306,11 @@ def test_only_a_receipt_for_our_own_history_counts(world: World) -> None:
         assert feeds.out_feed(tx, DE) == feed
     theirs = _receipt(world, serving.checkpoint_at(world[DE], world[FR].card, f"{DE}/feeds/{FR}/1", 0))
     with pytest.raises(WrongFeedError):
-        serving.pull(world[FR], world[DE].card, ORIGIN, 0, theirs, 0)
+        serving.pull(world[FR], world[DE].card, Ask(ORIGIN, 0, theirs), 0)
     with pytest.raises(SignatureError):
         feeds.accept_receipt(world[FR], world[DE].card, serving.checkpoint_at(world[FR], world[DE].card, ORIGIN, 1))
     with pytest.raises(MalformedError):
-        serving.pull(world[FR], world[DE].card, ORIGIN, 0, b"x" * 20_000, 0)
+        serving.pull(world[FR], world[DE].card, Ask(ORIGIN, 0, b"x" * 20_000), 0)
 
 
 @pytest.mark.invariant("I14")
@@ -427,7 +428,7 @@ def test_delivery_and_presentation_are_what_the_ledger_says(world: World) -> Non
     assert isinstance(body, Delivery)
     assert outcome.presented is not None
     assert body.presentation == outcome.presented.presentation
-    assert body.terms.core_digest == ledger.rows(world[FR])[0].core_digest
+    assert body.terms.core_digest.hex() == ledger.rows(world[FR])[0].facts["core_digest"]
 
 
 def test_a_draft_of_which_nothing_leaves_stays_a_draft(world: World) -> None:

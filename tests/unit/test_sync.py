@@ -26,7 +26,7 @@ from federation.errors import (
     UnreachableError,
     WrongFeedError,
 )
-from federation.feed import PageBytes
+from federation.feed import Ask, PageBytes
 from federation.model import Role
 from node import ledger, sync
 from node.inbox import Disposition
@@ -69,7 +69,7 @@ def snapshot(world: World) -> tuple[object, ...]:
 
 
 def same_root(world: World) -> bool:
-    edge = sync.load_state(world[DE], FR).edge
+    edge = sync.load_state(world[DE], FR).state.edge
     return edge.root() == merkle.root(
         [i.leaf_hash if isinstance(i, ErasedItem) else merkle.leaf_hash(i) for i in history(world[FR], DE)]
     )
@@ -132,7 +132,7 @@ def test_a_rewritten_page_changes_nothing(world: World, name: str) -> None:
     error, rewrite = REWRITES[name]
     world.sync(DE, FR)
     release(world, "A", "B", "C")
-    before, count = snapshot(world), sync.load_state(world[DE], FR).cursor
+    before, count = snapshot(world), sync.load_state(world[DE], FR).state.cursor
     forged = ForgedFeed(world[FR], DE, history(world[FR], DE))
     with pytest.raises(error):
         sync.sync(world[DE], FR, LyingLink(forged, lambda _: rewrite(forged, count)))
@@ -337,13 +337,14 @@ def test_two_syncs_at_once_do_not_both_win(world: World) -> None:
 def test_a_page_is_committed_only_where_it_was_verified(world: World) -> None:
     release(world, "A", "B")
     de = world[DE]
-    state = sync.load_state(de, FR)
-    page = world.link(DE, FR).pull(state.origin, state.cursor, b"")
+    held = sync.load_state(de, FR)
+    state = held.state
+    page = world.link(DE, FR).pull(Ask(state.origin, state.cursor, b"", state.newest))
     verified = feed.verify_page(state, page, world[FR].card.note_keys(Role.FEED, state.origin, world.clock()))
     world.sync(DE, FR)
     before = snapshot(world)
     with pytest.raises(ConflictError):
-        sync._commit(de, FR, state, verified)
+        sync._commit(de, FR, held, verified, 0)
     assert snapshot(world) == before
 
 

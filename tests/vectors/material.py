@@ -107,7 +107,7 @@ def card(node: NodeId, country: str, *more: OnlineKey) -> Card:
         version=1,
         issued_at=BEGIN,
         jurisdiction=Country(country),
-        protocols=(keyring.PROTOCOL_VERSION,),
+        protocols=(1,),
         endpoint=f"{node}:7443",
         roots=roots,
         keys=(*keys, online(Role.TLS, certificate(node)), *more),

@@ -1,0 +1,53 @@
+"""Documents that one node signs by itself: recalls, grants, statements.
+
+A JWS (`federation.jws`) with exactly one signature, by an `issue` key of the node that speaks; `typ` says which kind it
+is. The payload is a JSON object in whatever bytes its author wrote; it is kept and passed on as those bytes (I7), and
+named by the digest of its payload, which no second signature changes. What a kind's members mean is its own module's.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from federation import jws, strictjson
+from federation.errors import MalformedError, SignatureError
+from federation.limits import MAX_CONTROL_BYTES
+from federation.model import JsonObject, NodeId, node_id
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """What `author` said, verified. `digest` is SHA-256 over the payload, 32 bytes; `document` what was signed."""
+
+    author: NodeId
+    members: JsonObject
+    digest: bytes
+    document: bytes
+
+
+def sign(members: JsonObject, typ: str, author: NodeId, kid: str, sign_bytes: Callable[[bytes], bytes]) -> Assertion:
+    """The signed document of `members`. `sign_bytes` makes the Ed25519 signature by the `issue` key `kid`."""
+    payload = strictjson.encode(members)
+    signature = jws.sign(payload, typ, f"{author}/{kid}", sign_bytes)
+    document = jws.serialise(jws.SignedDocument(payload, (signature,)))
+    return Assertion(author, members, hashlib.sha256(payload).digest(), document)
+
+
+def read(document: bytes, typ: str, key_of: Callable[[NodeId, str], bytes]) -> Assertion:
+    """The assertion in `document`.
+
+    (1) a signed document of this kind, in the one form that `federation.jws` writes; (2) one signature, by
+    `NODE/KEY`; (3) it holds under that key; (4) the payload is a JSON object. `key_of(node, kid)` gives the `issue`
+    key or raises. Raises MalformedError, TooLargeError, UnknownOriginError, KeyringError or SignatureError.
+    """
+    signed = jws.parse(document, max_bytes=MAX_CONTROL_BYTES, typ=typ)  # (1)
+    if jws.serialise(signed) != document:
+        raise MalformedError(f"{typ}: not in its one serialised form")
+    if len(signed.signatures) != 1:  # (2)
+        raise SignatureError(f"{typ}: {len(signed.signatures)} signatures in place of one")
+    signature = signed.signatures[0]
+    name, _, kid = signature.kid.partition("/")
+    author = node_id(name)
+    jws.verify(signature, signed.payload, key_of(author, kid))  # (3)
+    members = strictjson.decode_object(signed.payload, max_bytes=MAX_CONTROL_BYTES, what=typ)  # (4)
+    return Assertion(author, members, hashlib.sha256(signed.payload).digest(), document)

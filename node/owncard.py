@@ -1,0 +1,63 @@
+"""This node's own card: the newest one in the database, which a running server reads again when it is told to.
+
+Every card that the node ever had is kept: an auditor needs the one that was current when something was signed.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, insert, select
+
+from federation import keyring
+from federation.errors import MalformedError, SignatureError, UsageError
+from federation.keyring import Card, OnlineKey
+from federation.model import Role
+from node.store.database import read
+from node.store.tables import own_cards
+
+
+class OwnCard:
+    """The current card. `reload` after another process may have installed a new one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.document, self.card = _newest(engine)
+
+    def as_known_from(self, document: bytes, role: Role, now: datetime) -> Card:
+        """The current card with only those keys that an earlier card of ours has too, if one of `role` is valid."""
+        known = {key.kid for key in keyring.unverified(document).keys}
+        kept = tuple(key for key in self.card.keys if key.kid in known)
+        usable = any(key.role is role and key.valid_at(now) for key in kept)
+        return replace(self.card, keys=kept) if usable else self.card
+
+    def every_key(self) -> tuple[OnlineKey, ...]:
+        """Every online key that this node has ever had."""
+        with read(self._engine) as tx:
+            documents = tx.execute(select(own_cards.c.document)).scalars().all()
+        return tuple(key for document in documents for key in keyring.unverified(document).keys)
+
+    def reload(self) -> None:
+        """Reads the newest card again. Raises UsageError when it is missing or damaged."""
+        self.document, self.card = _newest(self._engine)
+
+
+def store(tx: Connection, card: Card, document: bytes, *, at: datetime, by: str) -> None:
+    """Makes `document` the current card."""
+    tx.execute(insert(own_cards).values(version=card.version, document=document, installed_at=at, installed_by=by))
+
+
+def history(tx: Connection) -> tuple[bytes, ...]:
+    """Every card that this node has had, oldest first."""
+    return tuple(tx.execute(select(own_cards.c.document).order_by(own_cards.c.version)).scalars())
+
+
+def _newest(engine: Engine) -> tuple[bytes, Card]:
+    with read(engine) as tx:
+        found = tx.execute(select(own_cards.c.document).order_by(own_cards.c.version.desc()).limit(2)).scalars().all()
+    if not found:
+        raise UsageError("the database holds no card of this node: restore it from a backup")
+    document, *before = found
+    try:
+        return document, keyring.open_card(document, keyring.unverified(before[0]).roots if before else None)
+    except (MalformedError, SignatureError) as e:
+        raise UsageError("this node's own card is damaged in the database: restore it from a backup") from e

@@ -1,0 +1,78 @@
+"""SQLite: one file in the home, or memory for what need not last.
+
+Write-ahead log, `synchronous=FULL` (NORMAL loses acknowledged commits at power loss), `secure_delete` so that erased
+bytes are overwritten, foreign keys on. A write transaction takes its lock when it begins.
+"""
+
+import os
+import sqlite3
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event
+
+_BUSY_TIMEOUT_S = 30  # a page of the largest size commits in well under a second
+_names = count(1)
+
+
+def open_engine(path: Path | None) -> Engine:
+    """The engine of the database at `path`, which is created when it is not there; of one in memory for None.
+
+    In memory, a reader and a commit wait for each other: there is no log from which to read the state before.
+    """
+    if path is None:  # a named one, for all connections of the pool alike; it ends with the last of them
+        url = URL.create("sqlite", database=f"file:/apostille-{next(_names)}", query={"vfs": "memdb", "uri": "true"})
+    else:
+        url = URL.create("sqlite", database=str(path))
+    arguments = {"timeout": _BUSY_TIMEOUT_S, "isolation_level": None, "check_same_thread": False}
+    engine = create_engine(url, poolclass=QueuePool, connect_args=arguments)
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: Any, _record: Any) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def scrub(engine: Engine) -> None:
+    """Empties the write-ahead log, which still has the erased bytes; `secure_delete` did the rest.
+
+    While somebody reads an older state the log stays; the next call empties it.
+    """
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
+
+
+def copy(engine: Engine, target: Path) -> None:
+    """A copy of what is committed, in a file that only its owner can read; whole or not at all. Raises OSError."""
+    part = target.with_name(f"{target.name}.part")
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    into, held = sqlite3.connect(part), engine.raw_connection()
+    try:
+        database: Any = held.driver_connection
+        database.backup(into)
+    finally:
+        held.close()
+        into.close()
+    part.replace(target)
+
+
+def faults(tx: Connection) -> str | None:
+    """What is wrong with the file's structure or its references, in a few words; None when it is sound."""
+    said = tx.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+    strays = len(tx.exec_driver_sql("PRAGMA foreign_key_check").all())
+    if said == ["ok"] and not strays:
+        return None
+    return f"integrity_check finds {len(said)} faults, foreign_key_check {strays}"

@@ -1,0 +1,162 @@
+"""Who somebody is, and what he may do: posts from the settings, accounts from the kernel."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import settings
+from federation.errors import NotAllowedError, UsageError
+from node import people
+from node.people import Post
+
+ROOT = Path(__file__).parents[2]
+WHERE = "apostille.yaml"
+NOBODY_YET = 61_001  # a user id that no account has
+_AS = """
+import os, sys
+from pathlib import Path
+login, real = (int(text) for text in sys.argv[1:])
+if login:
+    try:
+        Path("/proc/self/loginuid").write_text(f"{login}")
+    except OSError as e:
+        sys.exit(f"CANNOT: {e}")
+os.setresuid(real, 0, 0)
+from node.people import account
+print(account())
+"""
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="another user id takes root: 1 test not run")
+
+
+def account_of(login: int, real: int) -> str:
+    """Who a process is, by its login and its real user id, its effective one being that of the home's owner."""
+    done = subprocess.run(
+        [sys.executable, "-c", _AS, str(login), str(real)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=30,
+    )
+    if done.stderr.startswith("CANNOT"):
+        pytest.skip(f"this kernel lets nobody set a login user id: 1 test not run ({done.stderr.strip()})")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_where_nobody_is_named_the_owner_holds_every_post() -> None:
+    given = people.read({}, "alice", WHERE)
+    assert given == {"alice": frozenset(Post)}
+    with pytest.raises(NotAllowedError, match="bob is no approver here; ask alice"):
+        people.require(given, "bob", Post.APPROVER)
+
+
+def test_where_somebody_is_named_the_owner_holds_what_the_settings_say() -> None:
+    given = people.read({"alice": ("analyst", "approver"), "olga": ("operator",)}, "owner", WHERE)
+    people.require(given, "alice", Post.ANALYST)
+    people.require(given, "alice", Post.APPROVER)
+    for account, post in (("owner", Post.ANALYST), ("alice", Post.OPERATOR), ("olga", Post.APPROVER)):
+        with pytest.raises(NotAllowedError):
+            people.require(given, account, post)
+
+
+def test_a_post_that_nobody_holds_says_where_posts_are_given() -> None:
+    given = people.read({"alice": ("analyst",)}, "owner", WHERE)
+    with pytest.raises(NotAllowedError, match=r"nobody is: name one under `people` in apostille\.yaml"):
+        people.require(given, "alice", Post.APPROVER)
+
+
+def test_everybody_who_can_help_is_named() -> None:
+    given = people.read({"olga": ("operator",), "oscar": ("operator",), "ann": ("auditor",)}, "owner", WHERE)
+    with pytest.raises(NotAllowedError, match="ann is no operator here; ask olga or oscar"):
+        people.require(given, "ann", Post.OPERATOR)
+
+
+def test_a_post_that_there_is_not_is_an_error_and_never_none() -> None:
+    with pytest.raises(UsageError, match=r"alice: no post is called admin: analyst, approver, operator, auditor"):
+        people.read({"alice": ("analyst", "admin")}, "owner", WHERE)
+
+
+@pytest.mark.invariant("I13")
+def test_one_account_in_two_spellings_is_one_account() -> None:
+    assert people.read({"uid 0": ("operator",)}, "owner", WHERE) == {"root": {Post.OPERATOR}}
+    assert people.read({f"uid 0{NOBODY_YET}": ("operator",)}, "owner", WHERE) == {f"uid {NOBODY_YET}": {Post.OPERATOR}}
+    for spelling in ("uid 0", "uid 00"):
+        with pytest.raises(UsageError, match="twice"):
+            people.read({"root": ("analyst",), spelling: ("approver",)}, "owner", WHERE)
+
+
+def test_an_account_that_this_machine_does_not_have_keeps_its_name() -> None:
+    assert people.read({"not-here-yet": ("auditor",)}, "owner", WHERE) == {"not-here-yet": {Post.AUDITOR}}
+    assert people.uid_of("not-here-yet") is None
+
+
+@pytest.mark.parametrize(
+    ("account", "uid"),
+    [("root", 0), ("uid 0", 0), (f"uid {NOBODY_YET}", NOBODY_YET), ("uid", None), ("uid x", None), ("uid -1", None)],
+)
+def test_an_account_has_one_user_id(account: str, uid: int | None) -> None:
+    assert people.uid_of(account) == uid
+
+
+def test_a_user_id_has_one_name() -> None:
+    assert (people.name_of(0), people.name_of(NOBODY_YET)) == ("root", f"uid {NOBODY_YET}")
+    assert people.name_of(10**10 - 1) == "uid 9999999999"  # more than a user id can be
+
+
+def test_settings_keep_people_as_they_were_written() -> None:
+    text = (
+        "node: cert.fr.example\njurisdiction: FR\nlisten: 127.0.0.1:1\nadvertise: 127.0.0.1:1\npoll_interval_s: 60\n"
+        'law_packs: []\npeople:\n  alice: [analyst, approver]\n  "uid 1001": [operator]\n'
+    )
+    read = settings.read(text, WHERE)
+    assert read.people == {"alice": ("analyst", "approver"), "uid 1001": ("operator",)}
+    assert settings.read(settings.write(read), WHERE) == read
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "people: {}",
+        "people: [alice]",
+        "people: {alice: analyst}",
+        "people: {alice: []}",
+        "people: {alice: [analyst, analyst]}",
+        "people: {'alice; bob': [analyst]}",
+        "people: {'uid x': [analyst]}",
+    ],
+)
+def test_people_written_in_another_way_are_refused(written: str) -> None:
+    text = (
+        "node: cert.fr.example\njurisdiction: FR\nlisten: 127.0.0.1:1\nadvertise: 127.0.0.1:1\npoll_interval_s: 60\n"
+        f"law_packs: []\n{written}\n"
+    )
+    with pytest.raises(UsageError, match="people"):
+        settings.read(text, WHERE)
+
+
+@pytest.mark.parametrize(
+    ("text", "uid"),
+    [("1001", 1001), ("1001\n", 1001), ("0", None), ("4294967295", None), ("", None), ("x", None), ("-1", None)],
+)
+def test_the_kernel_says_who_logged_in_or_it_does_not(tmp_path: Path, text: str, uid: int | None) -> None:
+    path = tmp_path / "loginuid"
+    path.write_text(text, encoding="ascii")
+    assert people._login_uid(path) == uid
+    assert people._login_uid(tmp_path / "no-such-file") is None
+
+
+@as_root
+@pytest.mark.invariant("I13")
+def test_whoever_borrows_another_account_stays_who_he_was() -> None:
+    assert account_of(login=NOBODY_YET, real=NOBODY_YET + 1) == f"uid {NOBODY_YET}"
+
+
+@as_root
+def test_without_a_login_the_real_account_counts_and_never_the_effective_one() -> None:
+    if people._login_uid(Path("/proc/self/loginuid")) is not None:
+        pytest.skip("these tests run in a login session: 1 test not run")
+    assert account_of(login=0, real=NOBODY_YET) == f"uid {NOBODY_YET}"
