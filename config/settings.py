@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from federation.errors import RemoteError, UsageError
 from federation.model import Country, NodeId, country, node_id
@@ -19,6 +19,7 @@ _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _MAX_POLL_S = 86_400
 _KNOWN = ("listen", "advertise", "poll_interval_s", "law_packs")
 _OPTIONAL = ("people", "database", "metrics", "log")
+_URL = re.compile(r"[!#-&(-;=?-\[\]-~]{1,500}")  # what a URL may hold, without quotes, angles and backslashes
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}|uid [0-9]{1,10}")
 _MAX_LOG_MIB, _MAX_LOG_FILES = 10_000, 1_000
 
@@ -71,7 +72,7 @@ def read(text: str, where: str) -> Settings:
             poll_interval_s=interval,
             law_packs=tuple(packs),
             people=_people(data.get("people"), f"{where}: people"),
-            database=_database(data.get("database"), f"{where}: database"),
+            database=None if data.get("database") is None else database_url(data["database"], f"{where}: database"),
             metrics=_loopback(data.get("metrics"), f"{where}: metrics"),
             log=_log(data.get("log"), f"{where}: log"),
         )
@@ -107,6 +108,20 @@ def address(value: object, where: str) -> str:
     return f"{host}:{int(port)}"
 
 
+def database_url(value: object, where: str) -> str:
+    """`value` as the URL of a PostgreSQL database. Raises UsageError, which does not repeat it."""
+    try:
+        parts = urlsplit(value if isinstance(value, str) and _URL.fullmatch(value) else "")
+        is_one = parts.scheme == "postgresql" and bool(parts.path.strip("/")) and parts.port != 0
+    except ValueError:  # a port or a bracket that is none
+        is_one = False
+    if not is_one:
+        raise UsageError(f"{where}: expected postgresql://USER@HOST:PORT/NAME, or leave it out for a file in the home")
+    if parts.password is not None or any(name in parse_qs(parts.query) for name in ("password", "sslpassword")):
+        raise UsageError(f"{where}: it must not hold a password; use PGPASSFILE or the server's peer authentication")
+    return parts.geturl()
+
+
 def _people(value: object, where: str) -> dict[str, tuple[str, ...]]:
     if value is None:
         return {}
@@ -120,17 +135,6 @@ def _people(value: object, where: str) -> dict[str, tuple[str, ...]]:
             raise UsageError(f"{where}: {account}: expected a list of posts, each once")
         found[account] = tuple(map(str, posts))
     return found
-
-
-def _database(value: object, where: str) -> str | None:
-    if value is None:
-        return None
-    parts = urlsplit(value) if isinstance(value, str) else None
-    if not isinstance(value, str) or parts is None or parts.scheme != "postgresql" or not parts.path.strip("/"):
-        raise UsageError(f"{where}: expected postgresql://USER@HOST:PORT/NAME, or leave it out for a file in the home")
-    if parts.password is not None:
-        raise UsageError(f"{where}: it must not hold a password; use PGPASSFILE or the server's peer authentication")
-    return value
 
 
 def _loopback(value: object, where: str) -> str | None:
@@ -151,8 +155,8 @@ def _log(value: object, where: str) -> LogFile | None:
         return None
     data = mapping(value, where, required=("file",), optional=("max_mib", "keep"))
     name, max_mib, keep = data["file"], data.get("max_mib", 20), data.get("keep", 10)
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise UsageError(f"{where}: file: expected the plain name of a file, which lies in the home")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}\.log", name):
+        raise UsageError(f"{where}: file: expected a plain name that ends in .log; the file lies in the home")
     for number, most, what in ((max_mib, _MAX_LOG_MIB, "max_mib"), (keep, _MAX_LOG_FILES, "keep")):
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:
             raise UsageError(f"{where}: {what}: expected a whole number from 1 to {most}")

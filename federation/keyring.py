@@ -154,7 +154,7 @@ def open_card(data: bytes, before: RootSet | None = None) -> Card:
     for roots in demanded:  # (5) (6)
         count = len(signed & {root_key_id(key) for key in roots.keys})
         if count < roots.threshold:
-            which = "root" if roots is card.roots else "earlier root"
+            which = "root" if roots is card.roots else "enrolled root"
             raise SignatureError(f"card of {card.node}: {count} of {roots.threshold} {which} signatures")
     return card
 

@@ -63,7 +63,7 @@ def examine(home: Path) -> tuple[Finding, ...]:
         Finding("settings", Verdict.OK, f"{chosen.node} in {chosen.jurisdiction}, listens on {chosen.listen}"),
         *_modes(home),
         *_card_and_keys(home, chosen, now),
-        *_guarded("database", "restore it from a backup", lambda: _database(home, chosen, now)),
+        *_guarded("database", "do what it says; what is damaged, restore from a backup", lambda: _database(home, chosen, now)),
         *_guarded("law packs", "mend law_packs in apostille.yaml", lambda: _rules(chosen)),
         *_guarded("agreements", "mend what is named above first", lambda: _agreements(home, now)),
         _disk(home),
@@ -147,21 +147,17 @@ def _roots(home: Path) -> Finding:
 
 
 def _database(home: Path, chosen: Settings, now: datetime) -> Iterator[Finding]:
-    path = home / main.DATABASE_FILE
-    if not path.is_file():
-        yield Finding("database", Verdict.FAIL, f"{path} is missing", "restore it from a backup")
-        return
-    engine = database.open_engine(path)
-    database.check(engine, chosen.node)
-    with database.read(engine) as tx:
-        said = tx.exec_driver_sql("PRAGMA integrity_check").scalars().all()
-        strays = len(tx.exec_driver_sql("PRAGMA foreign_key_check").all())
-        newest = tx.execute(select(func.max(audit.c.at))).scalar_one_or_none()
-    if said != ["ok"] or strays:
-        found = f"integrity_check finds {len(said)} faults, foreign_key_check {strays}"
-        yield Finding("database", Verdict.FAIL, found, "stop the server and restore the database from a backup")
+    engine = main.open_database(home, chosen)
+    try:
+        with database.read(engine) as tx:
+            wrong, about = database.faults(tx), database.describe(tx)
+            newest = tx.execute(select(func.max(audit.c.at))).scalar_one_or_none()
+    finally:
+        engine.dispose()
+    if wrong is not None:
+        yield Finding("database", Verdict.FAIL, wrong, "stop the server and restore the database from a backup")
     else:
-        yield Finding("database", Verdict.OK, f"sound, {path.stat().st_size >> 10} KiB")
+        yield Finding("database", Verdict.OK, about)
     if newest is not None:
         yield _clock("clock and records", newest, "the newest record was made", now)
 

@@ -131,7 +131,12 @@ def rows(
         )
         .join(out_feeds, out_feeds.c.id == ledger.c.feed)
         .join(out_entries, (out_entries.c.feed == ledger.c.feed) & (out_entries.c.seq == ledger.c.seq))
-        .outerjoin(eraser, (eraser.c.feed == ledger.c.feed) & (eraser.c.seq == out_entries.c.erased_by))
+        .outerjoin(
+            eraser,
+            (eraser.c.feed == ledger.c.feed)
+            & (eraser.c.seq == out_entries.c.erased_by)
+            & eraser.c.kind.in_((Act.WITHDRAWAL, Act.RECALL, Act.PURGE)),
+        )
         .where(ledger.c.kind.in_(tuple(acts)))
         .order_by(ledger.c.id)
     )

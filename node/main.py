@@ -18,19 +18,22 @@ from sqlalchemy import Engine
 from config import data, settings
 from config.settings import Settings
 from federation import jws, keyring
-from federation.errors import UsageError
+from federation.errors import MalformedError, SignatureError, UsageError
 from federation.keyring import Card, RootSet, root_key_id
 from federation.labels import load as load_labels
 from federation.limits import MAX_ROOT_KEYS
 from federation.model import SPOKEN_VERSIONS, Country, NodeId
 from federation.policy.engine import RuleBook, rule_book
 from federation.policy.packs import load_pack
-from node import keys, owncard, people
+from node import keys, lock, owncard, people
 from node.context import Node
 from node.owncard import OwnCard
+from node.people import People, Post
 from node.store import database
+from node.store.database import Upgraded
 
 DATABASE_FILE = "apostille.db"
+_CARD_FILE = "card.json"  # where the first version kept this node's card
 PASSPHRASE_FILE = "passphrase"  # noqa: S105 - the name of a file
 PASSPHRASE_VARIABLE = "APOSTILLE_PASSPHRASE"  # noqa: S105 - the name of a variable
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5): set by the service manager for LoadCredential
@@ -145,7 +148,7 @@ def open_node(home: Path) -> Node:
         clock=utc_now,
         entropy=secrets.token_bytes,
         actor=people.account(),
-        people=people.read(chosen.people, people.name_of(home.stat().st_uid), str(home / settings.FILE_NAME)),
+        people=people_of(home, chosen),
         start=secrets.token_bytes(_START_BYTES),
     )
 
@@ -170,6 +173,48 @@ def engine_of(home: Path, chosen: Settings) -> Engine:
     return database.open_engine(home / DATABASE_FILE)
 
 
+def upgrade_home(home: Path, *, keep_copy: bool) -> Upgraded:
+    """Brings the database of `home` to the schema of this version, all of it or nothing.
+
+    The first version kept this node's card in a file; it moves into the database with the rest. Raises UsageError while
+    a server runs and for what cannot be upgraded, NotAllowedError to who is no operator.
+    """
+    chosen, account, now = read_settings(home), people.account(), utc_now()
+    people.require(people_of(home, chosen), account, Post.OPERATOR)
+    copy = home / DATABASE_FILE if keep_copy else None
+    file = home / _CARD_FILE
+    with lock.hold(home):
+        engine = engine_of(home, chosen)
+        try:
+            with database.upgrade(engine, chosen.node, now, copy=copy) as (tx, done):
+                if not owncard.history(tx):
+                    document, card = _card_in(file, chosen)
+                    owncard.store(tx, card, document, at=card.issued_at, by=account)
+                spent = file.is_file() and file.read_bytes() in owncard.history(tx)
+                if done.before != done.after:
+                    detail = f"schema {done.before} to {done.after}"
+                    database.record(tx, at=now, by=account, act="database.upgrade", subject=chosen.node, detail=detail)
+            database.scrub(engine)
+        finally:
+            engine.dispose()
+        if spent:
+            file.unlink()
+    return done
+
+
+def _card_in(file: Path, chosen: Settings) -> tuple[bytes, Card]:
+    try:
+        document = file.read_bytes()
+        card = keyring.open_card(document)
+    except OSError as e:
+        raise UsageError(f"{file}, this node's card, cannot be read: restore it from a backup") from e
+    except (MalformedError, SignatureError) as e:
+        raise UsageError(f"{file} is damaged: restore it from a backup") from e
+    if card.node != chosen.node:
+        raise UsageError(f"{file} is the card of {card.node}, not of {chosen.node}: restore it from a backup")
+    return document, card
+
+
 def read_settings(home: Path) -> Settings:
     """The settings of `home`. Raises UsageError."""
     path = home / settings.FILE_NAME
@@ -189,6 +234,11 @@ def own_card(engine: Engine, chosen: Settings) -> OwnCard:
             f"the database holds the card of {own.card.node} in {own.card.jurisdiction}, the settings say otherwise"
         )
     return own
+
+
+def people_of(home: Path, chosen: Settings) -> People:
+    """Who may do what on this node. Raises UsageError."""
+    return people.read(chosen.people, people.name_of(home.stat().st_uid), str(home / settings.FILE_NAME))
 
 
 def passphrase_of(home: Path) -> bytes | None:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any, Final
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -29,6 +29,7 @@ from federation.errors import UsageError
 from node import logs, quarantine
 from node.alarms import Alarm
 from node.context import Node
+from node.inbox import InboxState
 from node.store.database import read
 from node.store.tables import alarms, approvals, in_feeds, inbox, incidents, out_feeds, peers, recall_holders
 from node.tally import Count, Tally
@@ -65,7 +66,7 @@ class NodeCollector(Collector):
         yield _gauge("apostille_key_seconds_until_end", "Until a key of this node's card ends.", ends, "role", "key")
         try:
             with read(self._node.engine) as tx:
-                stored = (*_feeds(tx, now), *_counts(tx), _size(tx))
+                stored = (*_feeds(tx, self._node.start, now), *_counts(tx), _size(tx))
         except SQLAlchemyError as e:
             _log.error("metrics failed", error=type(e).__name__, at=logs.place(e))
             stored = ()
@@ -73,7 +74,7 @@ class NodeCollector(Collector):
         yield from stored
 
 
-def _feeds(tx: Connection, now: datetime) -> Iterator[Metric]:
+def _feeds(tx: Connection, start: bytes, now: datetime) -> Iterator[Metric]:
     """The two current feeds with each peer: `in` what it sends us, `out` what we send it."""
     newest_in = select(func.max(in_feeds.c.id)).group_by(in_feeds.c.peer)
     newest_out = select(func.max(out_feeds.c.id)).group_by(out_feeds.c.peer)
@@ -93,6 +94,13 @@ def _feeds(tx: Connection, now: datetime) -> Iterator[Metric]:
         "peer",
         "direction",
     )
+    confirmed = {(row.peer,): row.shown is None and row.shown_to == start for row in going}
+    yield _gauge(
+        "apostille_feed_confirmed",
+        "Whether a peer has shown since this start that nothing of our feed to it is lost; before, we sign nothing.",
+        confirmed,
+        "peer",
+    )
     frozen = {(row.peer,): row.frozen is not None for row in coming}
     yield _gauge("apostille_feed_frozen", "Whether ingest from a peer waits for two people.", frozen, "peer")
     yield _gauge("apostille_peer_contact_age_seconds", "Since a page of a peer was last taken in.", ages, "peer")
@@ -102,12 +110,11 @@ def _feeds(tx: Connection, now: datetime) -> Iterator[Metric]:
 
 def _counts(tx: Connection) -> Iterator[Metric]:
     """What lies here, and what waits for a person or a peer."""
-    unseen = {(kind.value,): 0 for kind in Alarm}
     open_alarms = select(alarms.c.kind, func.count()).where(alarms.c.acked_at.is_(None)).group_by(alarms.c.kind)
-    kinds = unseen | {(kind,): count for kind, count in tx.execute(open_alarms)}
+    kinds = {(kind.value,): 0 for kind in Alarm} | {(kind,): count for kind, count in tx.execute(open_alarms)}
     yield _gauge("apostille_alarms_open", "Alarms that nobody has acknowledged.", kinds, "kind")
     states = tx.execute(select(inbox.c.state, func.count()).group_by(inbox.c.state))
-    held = {(state,): count for state, count in states}
+    held = {(state.value,): 0 for state in InboxState} | {(state,): count for state, count in states}
     yield _gauge("apostille_inbox_items", "Received revisions, by what may be done with them.", held, "state")
     aside = {(): quarantine.count(tx)}
     yield _gauge("apostille_entries_set_aside", "Received entries that were quarantined or refused.", aside)
@@ -147,7 +154,8 @@ def _version() -> str:
 class MetricsServer(ThreadingMixIn, TCPServer):
     """Answers on `listen`, HOST:PORT of this machine, in threads of its own until it is closed.
 
-    `health` says in one word why the node is not fit to serve, None when it is. Raises UsageError when the address cannot be had.
+    `health` says in one word why the node is not fit to serve, None when it is. Raises UsageError when the address
+    cannot be had.
     """
 
     allow_reuse_address = True

@@ -5,7 +5,9 @@ open to whoever can open the home; every change needs a post and is recorded und
 keyboard is the operating system's to say: the login account that the kernel remembers across `sudo` and `su`, else the
 real user id. Whoever logs in as root can be anybody, here as everywhere on the machine.
 
-An account has one name here however it is written: the one that the machine has for its user id.
+An account has one name here however it is written: the one that the machine has for its user id. Posts bind whoever
+uses the commands. They do not protect the files of the home: that is for the operating system, which should let people
+run the command as the home's owner and nothing else.
 """
 
 import os

@@ -76,7 +76,9 @@ async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str]
             end.set()
             drained = await _drain(running, polls)
             lock.over(held, node.home)
-            _log.info("stop", node=node.id, drained=drained)
+            if not drained:
+                _log.info("drain cut short")
+            _log.info("stop", node=node.id)
             if not drained:
                 os._exit(0)  # threads that wait for the database end with the process; nothing was promised for them
 

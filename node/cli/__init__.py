@@ -19,6 +19,7 @@ _CATALOGUE = {
     "serve": Entry(_SET_UP, "node.cli.serve", "Run the node until it is told to stop."),
     "status": Entry(_SET_UP, "node.cli.status", "How the node and its feeds are doing."),
     "doctor": Entry(_SET_UP, "node.cli.doctor", "Check the home, keys, database, clock and disk."),
+    "upgrade": Entry(_SET_UP, "node.cli.upgrade", "Bring the database to the schema of this version."),
     "demo": Entry(_SET_UP, "node.cli.demo", "Three nodes on this machine share advisories: see it work."),
     "card": Entry(_AGREE, "node.cli.card", "The card by which peers know this node."),
     "peer": Entry(_AGREE, "node.cli.peer", "Enrol, list, distrust and trust other nodes."),

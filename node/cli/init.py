@@ -33,6 +33,12 @@ def init(
     ] = None,
     roots: Annotated[int, typer.Option(help="How many root keys; they sign the node's card and nothing else.")] = 3,
     threshold: Annotated[int, typer.Option(help="How many of them must sign a card.")] = 2,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="An empty PostgreSQL database, without its password; else a file in the home."
+        ),
+    ] = None,
     law_pack: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A law pack to decide by; all that ship, unless some are named."),
@@ -40,7 +46,7 @@ def init(
     as_json: make.AsJson = False,
 ) -> None:
     """Makes a node: its keys, its card, its settings and its database, in a folder that only you can read."""
-    from config.settings import known_country
+    from config.settings import database_url, known_country
     from federation.model import node_id
     from node.main import PASSPHRASE_FILE, init_home
     from node.peers import fingerprint_words
@@ -57,7 +63,8 @@ def init(
     bound = session.bind_address(listen)
     endpoint = session.reachable_address(advertise or bound)
     packs = tuple(law_pack or session.law_packs())
-    card = init_home(home, name, country, bound, endpoint, roots=roots, threshold=threshold, packs=packs)
+    server = None if database is None else database_url(database, "--database")
+    card = init_home(home, name, country, bound, endpoint, roots=roots, threshold=threshold, packs=packs, server=server)
     words = fingerprint_words(card.roots)
     own_passphrase = (home / PASSPHRASE_FILE).is_file()
     if as_json:
@@ -96,6 +103,9 @@ def _say_what_next(home: Path, roots: int, threshold: int, own_passphrase: bool)
     if own_passphrase:
         screen.note(f"      {home}/passphrase opens them. Keep a copy elsewhere; back the folder up as a whole.")
     screen.note("The fingerprint is what you read to a peer by telephone, so that it knows the card is yours.")
+    screen.note(
+        "You hold every post here. Some acts take a second person: name people in apostille.yaml (apostille people)."
+    )
     screen.note("Next:")
     screen.note(f"  {prefix} card export --out card.json       give this file to your peers")
     screen.note(f"  {prefix} peer enrol THEIR-CARD.json        take theirs in")

@@ -7,6 +7,7 @@ can change nothing. What was committed survives power loss.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,15 @@ from node.store import postgresql, schema, sqlite
 from node.store.tables import audit, meta, metadata
 
 MEMORY: Final = "sqlite://"  # a database that ends with its engine
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """What an upgrade did: the schema before and after, and where a copy of the database before it lies."""
+
+    before: int
+    after: int
+    copy: Path | None
 
 
 def open_engine(where: Path | str) -> Engine:
@@ -46,7 +56,7 @@ def create(engine: Engine, node: str, at: datetime) -> Iterator[Connection]:
 
 
 def check(engine: Engine, node: str) -> None:
-    """Refuses a database of another schema or another node, and a server that can lose what it acknowledged.
+    """Refuses a database of another schema or another node, and a server that does not do what a node relies on.
 
     Raises UsageError.
     """
@@ -57,11 +67,11 @@ def check(engine: Engine, node: str) -> None:
 
 
 @contextmanager
-def upgrade(engine: Engine, node: str, *, at: datetime, copy: Path | None = None) -> Iterator[tuple[Connection, int]]:
-    """Brings the database to our schema, which changes nothing when it has it; gives the number of the one before.
+def upgrade(engine: Engine, node: str, at: datetime, *, copy: Path | None) -> Iterator[tuple[Connection, Upgraded]]:
+    """Brings the database to our schema; nothing changes when it has it.
 
-    What is done with the connection is committed with the migration, or nothing is. An SQLite database is first copied
-    to `copy` with `.schema-N` added. Raises UsageError for a database that cannot be upgraded.
+    What is done with the connection is committed with the migration, or nothing is. An SQLite database is copied first,
+    to `copy` with `.schema-N` added, unless that is None. Raises UsageError for a database that cannot be upgraded.
     """
     with ExitStack() as stack:
         with _told(engine):
@@ -69,12 +79,13 @@ def upgrade(engine: Engine, node: str, *, at: datetime, copy: Path | None = None
             found = schema.known(schema.revision(tx))
             _check_owner(tx, node)
             _check_server(tx)
-        before = schema.number(found)
-        if found != schema.REVISIONS[-1]:
+        before, after, copied = schema.number(found), len(schema.REVISIONS), None
+        if before != after:
             if copy is not None and engine.name == "sqlite":
-                sqlite.copy(engine, copy.with_name(f"{copy.name}.schema-{before}"))
+                copied = copy.with_name(f"{copy.name}.schema-{before}")
+                sqlite.copy(engine, copied)
             schema.migrate(tx, at=at)
-        yield tx, before
+        yield tx, Upgraded(before, after, copied)
 
 
 @contextmanager
@@ -102,6 +113,11 @@ def scrub(engine: Engine) -> None:
 def faults(tx: Connection) -> str | None:
     """What is wrong with a file, or with what a server promises, in a few words; None when it is sound."""
     return sqlite.faults(tx) if tx.engine.name == "sqlite" else postgresql.faults(tx)
+
+
+def describe(tx: Connection) -> str:
+    """What the database is and how large, in a few words."""
+    return sqlite.describe(tx) if tx.engine.name == "sqlite" else postgresql.describe(tx)
 
 
 def one_row(count: int, what: str) -> None:
@@ -147,4 +163,4 @@ def _check_owner(tx: Connection, node: str) -> None:
 def _check_server(tx: Connection) -> None:
     wrong = None if tx.engine.name == "sqlite" else postgresql.faults(tx)
     if wrong:
-        raise UsageError(f"the database server can lose or change what it acknowledged: {wrong}; mend it there")
+        raise UsageError(f"the database server does not do what a node relies on: {wrong}")

@@ -28,6 +28,7 @@ _OTHERS_LOOK: Final = (  # somebody may see a state before the erasure; of anoth
 )
 _SCRUBBED: Final = "scrubbed"  # the key in `meta` that says how much was erased when the tables were last rewritten
 _DEMANDED: Final = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
+_SORTS_BY_CODE: Final = "SELECT 'a-c' < 'ab' AND 'B' < 'a'"  # a locale of people sorts otherwise, and changes with time
 _REFUSALS: Final = (  # by what the server's own words hold, and what a person can do
     ("password", "refuses the password or got none: name the file that holds it with PGPASSFILE"),
     ("authentication", "does not let this account in: see pg_hba.conf there"),
@@ -97,12 +98,15 @@ def faults(tx: Connection) -> str | None:
     """What this server does not do that a node relies on, in a few words; None when it does all of it."""
     found = {name: tx.exec_driver_sql(f"SHOW {name}").scalar_one() for name in _DEMANDED}
     wrong = [f"{name} is {found[name]}, not {right}" for name, right in _DEMANDED.items() if found[name] != right]
+    if not tx.exec_driver_sql(_SORTS_BY_CODE).scalar_one():
+        wrong.append("it sorts by a locale, not by code: createdb --template=template0 --encoding=UTF8 --locale=C NAME")
     return ", ".join(wrong) or None
 
 
-def version(tx: Connection) -> str:
-    """What the server says it is, such as PostgreSQL 18.4."""
-    return f"PostgreSQL {tx.exec_driver_sql('SHOW server_version').scalar_one()}"
+def describe(tx: Connection) -> str:
+    """The server's version and the size of the database."""
+    size = tx.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one()
+    return f"PostgreSQL {tx.exec_driver_sql('SHOW server_version').scalar_one()}, safe settings, {size >> 10} KiB"
 
 
 def name(url: URL) -> str:

@@ -76,3 +76,9 @@ def faults(tx: Connection) -> str | None:
     if said == ["ok"] and not strays:
         return None
     return f"integrity_check finds {len(said)} faults, foreign_key_check {strays}"
+
+
+def describe(tx: Connection) -> str:
+    """The size of the file."""
+    pages, size = (tx.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("page_count", "page_size"))
+    return f"sound, {pages * size >> 10} KiB"

@@ -98,6 +98,7 @@ class Use:
 USES = {
     "status": Use(""),
     "doctor": Use(""),
+    "upgrade": Use("", Post.OPERATOR),
     "card show": Use(""),
     "card export": Use("--out exported.json"),
     "peer enrol": Use("stranger.json --yes", Post.OPERATOR),

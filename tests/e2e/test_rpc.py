@@ -53,6 +53,9 @@ from tests.e2e.net import (
 from tests.nodes import DE, FR, IN, agree, history, make_world, terms_text
 
 
+NOTICE = wire.NotifyRequest(protocol=2).SerializeToString()
+
+
 class TestExchange:
     """What an honest pair does."""
 
@@ -210,9 +213,9 @@ class TestServer:
 
     def test_hidden_fields_and_junk_are_refused(self, net: Net) -> None:
         net.serve(FR)
-        hidden = wire.NotifyRequest().SerializeToString() + b"\x7a\x06hidden"
+        hidden = NOTICE + b"\x7a\x06hidden"
         with raw_channel(net, DE, FR) as call:
-            call("Notify", b"")
+            call("Notify", NOTICE)
             for data in (hidden, b"\xff\xff", b"\x08"):
                 assert status_of(lambda data=data: call("Notify", data)) == (  # type: ignore[misc]
                     "INVALID_ARGUMENT",
@@ -227,7 +230,7 @@ class TestServer:
         net.serve(FR)
         origin = f"{FR}/feeds/{DE}/1"
         with raw_channel(net, DE, FR) as call:
-            request = wire.PullRequest(feed=origin, receipt=b"not a receipt").SerializeToString()
+            request = wire.PullRequest(feed=origin, receipt=b"not a receipt", protocol=2).SerializeToString()
             assert status_of(lambda: call("Pull", request)) == ("INVALID_ARGUMENT", "MALFORMED")
 
     @pytest.mark.invariant("I17")
@@ -316,7 +319,7 @@ class TestQuota:
             refused = 0
             for _ in range(3 * limits.CALL_BURST):
                 try:
-                    call("Notify", b"")
+                    call("Notify", NOTICE)
                 except grpc.RpcError as e:
                     refused += (e.code().name, e.details()) == ("RESOURCE_EXHAUSTED", "OVER_QUOTA")
             assert refused

@@ -104,7 +104,12 @@ def _send(world: World, name: str, change: Change = lambda _: None, *, put: tupl
 def _last(world: World) -> tuple[str, bytes | None, str]:
     """Disposition, stored bytes and detail of the last entry that DE holds from FR."""
     with read(world[DE].engine) as tx:
-        row = tx.execute(select(in_entries).where(in_entries.c.peer == FR).order_by(in_entries.c.seq.desc())).first()
+        row = tx.execute(
+            select(in_entries)
+            .join(in_feeds, in_feeds.c.id == in_entries.c.feed)
+            .where(in_feeds.c.peer == FR)
+            .order_by(in_entries.c.seq.desc())
+        ).first()
     assert row is not None
     return row.outcome, row.data, row.detail or ""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete, update
 
 from federation.errors import LockedError, UsageError
 from federation.keyring import open_card
@@ -12,6 +13,8 @@ from federation.model import Country, NodeId, Role
 from node import keys, main
 from node.context import Node
 from node.store import database
+from node.store.database import write
+from node.store.tables import own_cards
 from tests.nodes import ADDRESS, DE, FR, make_node
 
 
@@ -192,15 +195,14 @@ def test_a_missing_database_is_not_made_anew(home: Path) -> None:
 def test_the_card_of_another_node_is_refused(home: Path, tmp_path: Path) -> None:
     other = make_node(tmp_path, DE, "DE")
     other.engine.dispose()
-    shutil.copy(other.home / "card.json", home / "card.json")
-    with pytest.raises(UsageError, match=f"card of {DE}"):
-        main.open_node(home)
-    (home / "card.json").write_bytes(b"{}")
-    with pytest.raises(UsageError, match="damaged"):
-        main.open_node(home)
-    (home / "card.json").unlink()
-    with pytest.raises(UsageError, match="cannot be read"):
-        main.open_node(home)
+    engine = main.open_node(home).engine
+    cards = ((other.card_bytes, f"card of {DE}"), (b"{}", "damaged"), (None, "holds no card"))
+    for document, said in cards:
+        with write(engine) as tx:
+            tx.execute(delete(own_cards) if document is None else update(own_cards).values(document=document))
+        with pytest.raises(UsageError, match=said):
+            main.open_node(home)
+    engine.dispose()
 
 
 def test_what_is_no_home_is_told(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from config import settings
-from federation.errors import NotAllowedError, UsageError
-from node import people
+from federation.errors import ApostilleError, NotAllowedError, UsageError
+from federation.model import Category
+from node import advisories, agreements, approvals, cases, peers, people
+from node.context import Node
 from node.people import Post
+from tests.nodes import DE, FR, make_node
 
 ROOT = Path(__file__).parents[2]
 WHERE = "apostille.yaml"
@@ -147,6 +152,40 @@ def test_the_kernel_says_who_logged_in_or_it_does_not(tmp_path: Path, text: str,
     path.write_text(text, encoding="ascii")
     assert people._login_uid(path) == uid
     assert people._login_uid(tmp_path / "no-such-file") is None
+
+
+_CHANGES: dict[str, tuple[Post, Callable[[Node], object]]] = {
+    "open a case": (Post.ANALYST, lambda node: cases.open_case(node, "", "")),
+    "draft": (Post.ANALYST, lambda node: cases.draft(node, "")),
+    "import": (Post.ANALYST, lambda node: advisories.import_file(node, b"", "", tlp=None)),
+    "label": (Post.ANALYST, lambda node: advisories.label(node, "", "", Category.EXPLOIT)),
+    "propose": (Post.OPERATOR, lambda node: agreements.propose(node, "", "")),
+    "countersign": (Post.OPERATOR, lambda node: agreements.countersign(node, "")),
+    "take an agreement from a file": (Post.OPERATOR, lambda node: agreements.receive_file(node, b"")),
+    "enrol": (Post.OPERATOR, lambda node: peers.enrol(node, b"")),
+    "distrust": (Post.OPERATOR, lambda node: peers.distrust(node, DE)),
+    "trust again": (Post.OPERATOR, lambda node: peers.trust_again(node, DE, "")),
+    "approve": (Post.APPROVER, lambda node: approvals.settle(node, 1, {}, approve=True)),
+    "refuse": (Post.APPROVER, lambda node: approvals.settle(node, 1, {}, approve=False)),
+}
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    made = make_node(tmp_path_factory.mktemp("people"), FR, "FR")
+    yield made
+    made.engine.dispose()
+
+
+@pytest.mark.parametrize("act", _CHANGES)
+def test_what_changes_something_asks_for_its_post_before_it_looks_at_anything(node: Node, act: str) -> None:
+    post, call = _CHANGES[act]
+    every_other = {"alice": frozenset(Post) - {post}}
+    with pytest.raises(NotAllowedError, match=f"alice is no {post} here"):
+        call(replace(node, actor="alice", people=every_other))
+    with pytest.raises(ApostilleError) as caught:
+        call(replace(node, actor="alice", people={"alice": frozenset((post,))}))
+    assert not isinstance(caught.value, NotAllowedError)
 
 
 @as_root

@@ -1,6 +1,6 @@
 """Schema 2: epochs, own cards, the chained ledger, recalls, statements, incidents, alarms, approvals."""
 
-from alembic import op
+from alembic import context, op
 
 from node.store.migrations import carry_2
 
@@ -10,6 +10,4 @@ down_revision = "0001"
 
 def upgrade() -> None:
     """Makes the tables anew and carries over what schema 1 holds."""
-    config = op.get_context().config
-    assert config is not None  # it is how we were called
-    carry_2.run(op.get_bind(), config.attributes["at"])
+    carry_2.run(op.get_bind(), context.config.attributes["at"])
