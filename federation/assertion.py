@@ -46,8 +46,26 @@ def read(document: bytes, typ: str, key_of: Callable[[NodeId, str], bytes]) -> A
     if len(signed.signatures) != 1:  # (2)
         raise SignatureError(f"{typ}: {len(signed.signatures)} signatures in place of one")
     signature = signed.signatures[0]
-    name, _, kid = signature.kid.partition("/")
-    author = node_id(name)
+    author, kid = _signer(signature)
     jws.verify(signature, signed.payload, key_of(author, kid))  # (3)
-    members = strictjson.decode_object(signed.payload, max_bytes=MAX_CONTROL_BYTES, what=typ)  # (4)
-    return Assertion(author, members, hashlib.sha256(signed.payload).digest(), document)
+    return _assertion(author, signed.payload, typ, document)  # (4)
+
+
+def reread(document: bytes, typ: str) -> Assertion:
+    """The assertion in a document of the store, unverified: it was verified when it came, and keys end.
+
+    Raises MalformedError or TooLargeError.
+    """
+    signed = jws.parse(document, max_bytes=MAX_CONTROL_BYTES, typ=typ)
+    author, _ = _signer(signed.signatures[0])
+    return _assertion(author, signed.payload, typ, document)
+
+
+def _signer(signature: jws.Signature) -> tuple[NodeId, str]:
+    name, _, kid = signature.kid.partition("/")
+    return node_id(name), kid
+
+
+def _assertion(author: NodeId, payload: bytes, typ: str, document: bytes) -> Assertion:
+    members = strictjson.decode_object(payload, max_bytes=MAX_CONTROL_BYTES, what=typ)
+    return Assertion(author, members, hashlib.sha256(payload).digest(), document)

@@ -64,6 +64,11 @@ def read(document: bytes, key_of: Callable[[NodeId, str], bytes]) -> Grant:
     return _read(assertion.read(document, JWS_TYPE, key_of))
 
 
+def reread(document: bytes) -> Grant:
+    """The grant in a document of the store, which was verified when it came."""
+    return _read(assertion.reread(document, JWS_TYPE))
+
+
 def check(
     grant: Grant,
     *,

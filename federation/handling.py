@@ -5,6 +5,7 @@ Terms narrow it for one delivery; `check_terms` refuses any that are wider. No c
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import pairwise
@@ -111,6 +112,21 @@ def narrow(handling: Handling, agreement: Agreement, core_digest: bytes, recipie
         storage=storage,
         onward=min(handling.onward, agreement.onward, key=_ONWARD_ORDER.index),
         attribution=agreement.attribution,
+    )
+
+
+def as_received(handling: Handling, terms: Terms) -> Handling:
+    """What is left of the handling for whoever received it under `terms`: the widest use that it can pass on.
+
+    `onward` is how far it may go from there.
+    """
+    ends = [end for end in (handling.retain_until, terms.retain_until) if end is not None]
+    return replace(
+        handling,
+        purposes=handling.purposes & terms.purposes,
+        storage=_both(handling.storage, terms.storage),
+        retain_until=min(ends, default=None),
+        onward=min(handling.onward, terms.onward, key=_ONWARD_ORDER.index),
     )
 
 

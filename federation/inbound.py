@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from federation import handling, sdjwt
+from federation import grant, handling, sdjwt
 from federation.agreement import Agreement
 from federation.elements import elements
 from federation.entries import Delivery
-from federation.errors import HandlingError, MalformedError, NotAdmittedError
+from federation.errors import HandlingError, MalformedError, NotAdmittedError, RemoteError
 from federation.keyring import Keyring
 from federation.labels import LabelSet
 from federation.limits import MAX_CLOCK_SKEW_S
@@ -30,9 +30,11 @@ from federation.model import (
     Handling,
     JsonObject,
     NodeId,
+    Onward,
     Role,
     Rule,
     Terms,
+    Tlp,
     node_id,
 )
 from federation.policy.decide import may_store
@@ -53,11 +55,15 @@ class Opened:
     core_digest: bytes
     verified: Verified
     terms: Terms
+    grant: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Advisory:
-    """What an opened core says: its place, its handling, and as much of the document as was disclosed."""
+    """What an opened core says: its place, its handling, and as much of the document as was disclosed.
+
+    `grant` is what came beside it, not read yet: empty where its origin delivers it.
+    """
 
     origin: NodeId
     name: str
@@ -69,6 +75,7 @@ class Advisory:
     core_digest: bytes
     elements: tuple[Element, ...]
     terms: Terms
+    grant: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,7 @@ def open_delivery(delivery: Delivery, receiver: Receiver, now: datetime) -> Open
     origin = node_id(core.iss)
     key = receiver.keyring.key(origin, Role.ISSUE, core.kid, now)  # (2)
     verified = sdjwt.verify(core, delivery.presentation.disclosures, public_key=key)  # (3)
-    return Opened(origin, hashlib.sha256(core.core).digest(), verified, delivery.terms)
+    return Opened(origin, hashlib.sha256(core.core).digest(), verified, delivery.terms, delivery.grant)
 
 
 def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
@@ -145,20 +152,26 @@ def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
         core_digest=opened.core_digest,
         elements=elements(payload, opened.verified.nodes, labels),
         terms=opened.terms,
+        grant=opened.grant,
     )
 
 
 def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime) -> Admitted:
     """Whether this node may keep an advisory that `sender` delivered.
 
-    (1) the sender is the origin; (2) the terms name an agreement that is in force; (3) storage in this country is
-    allowed by handling, agreement and terms, and the retention has not ended; (4) the origin's home is what its card
-    says, since law asks for it; (5) the agreement's permits and our own law let us store what arrived; (6) the terms
-    are no wider than agreement and signed handling. What fails at (1), (2), (3) or (5) may not be stored; the rest is
-    evidence. Raises NotAdmittedError, HandlingError or TermsError.
+    (1) the sender is the origin, or may pass it on; (2) the terms name an agreement that is in force between the sender
+    and us; (3) storage in this country is allowed by handling, agreement and terms, and the retention has not ended;
+    (4) the origin's home is what its card says, since law asks for it; (5) the agreement's permits and our own law let
+    us store what arrived; (6) the terms are no wider than agreement and signed handling. What fails at (1), (2), (3) or
+    (5) may not be stored; the rest is evidence. Raises NotAdmittedError, HandlingError, TermsError, and for what was
+    passed on as `_passed_on`.
     """
-    if advisory.origin != sender:  # (1)
-        raise NotAdmittedError(f"{sender} delivers an advisory of {advisory.origin}: relaying is not agreed")
+    categories = _categories_by_form(advisory.elements)
+    if sender == advisory.origin:  # (1)
+        asked, sent_from = _from_origin(advisory), None
+    else:
+        asked = _passed_on(advisory, categories, receiver, sender, now)
+        sent_from = receiver.keyring.card(sender).jurisdiction
     agreement = receiver.agreements.get(advisory.terms.agreement_digest)
     if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):  # (2)
         raise NotAdmittedError("the terms name no agreement that is in force between us")
@@ -171,8 +184,8 @@ def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime)
     if advisory.handling.home != receiver.keyring.card(advisory.origin).jurisdiction:  # (4)
         raise HandlingError("handling: home is not the jurisdiction on the origin's card")
     rules = may_store(  # (5)
-        _categories_by_form(advisory.elements),
-        advisory.handling,
+        categories,
+        asked,
         advisory.origin,
         sender,
         receiver.me,
@@ -180,18 +193,74 @@ def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime)
         agreement,
         receiver.book,
         now,
+        sender_country=sent_from,
     )
     handling.check_terms(advisory.terms, advisory.handling, agreement, advisory.core_digest, receiver.me, now)  # (6)
     return Admitted(advisory, rules)
 
 
-def may_keep_evidence(terms: Terms, receiver: Receiver, sender: NodeId, now: datetime) -> bool:
+def _from_origin(advisory: Advisory) -> Handling:
+    """The handling of a core that its origin delivers. Raises MalformedError for a grant beside it: it needs none."""
+    if advisory.grant:
+        raise MalformedError("delivery: a grant beside a core that its origin delivers itself")
+    return advisory.handling
+
+
+def _passed_on(
+    advisory: Advisory,
+    categories: Mapping[Form, frozenset[Category]],
+    receiver: Receiver,
+    sender: NodeId,
+    now: datetime,
+) -> Handling:
+    """The handling of a core that a relay delivers, as its origin lets that relay pass it on to us.
+
+    (a) never TLP:RED or AMBER+STRICT; (b) not before the embargo ends; (c) the handling allows it, or the origin's
+    grant beside the core does: verified under the origin's key, for this core, this sender, us, all that arrived, and
+    now. A grant counts as its origin's word that this relay may share with peers. Raises NotAdmittedError, GrantError,
+    and what `grant.read` raises.
+    """
+    allowed = advisory.handling
+    if allowed.tlp in (Tlp.RED, Tlp.AMBER_STRICT):  # (a)
+        raise NotAdmittedError(f"TLP:{allowed.tlp} is not passed on", ("handling/relay-tlp",))
+    if allowed.embargo_until is not None and now + timedelta(seconds=MAX_CLOCK_SKEW_S) < allowed.embargo_until:  # (b)
+        raise NotAdmittedError("its embargo has not ended: nothing is passed on before", ("handling/embargo",))
+    if not advisory.grant:  # (c)
+        if allowed.onward is not Onward.PEERS:
+            raise NotAdmittedError(
+                f"{sender} passes on what {advisory.origin} does not let it, without a grant", ("relay/no-grant",)
+            )
+        return allowed
+    grant.check(
+        grant.read(advisory.grant, lambda author, kid: receiver.keyring.key(author, Role.ISSUE, kid, now)),
+        origin=advisory.origin,
+        core_digest=advisory.core_digest,
+        relay=sender,
+        recipient=receiver.me,
+        categories=frozenset().union(*categories.values()),
+        now=now,
+    )
+    return replace(allowed, onward=Onward.PEERS)
+
+
+def may_keep_evidence(delivery: Delivery, receiver: Receiver, sender: NodeId, now: datetime) -> bool:
     """Whether the bytes of a delivery that is set aside may be kept: an agreement in force lets `sender` have us store
-    things in this country. Without one, only the leaf hash is kept: nobody can plant bytes here."""
-    agreement = receiver.agreements.get(terms.agreement_digest)
+    things of its own in this country. Else only the leaf hash is kept: nobody can plant bytes here, nor have us keep
+    what another node signed and did not let go as far as here."""
+    if not _is_own(delivery, sender):
+        return False
+    agreement = receiver.agreements.get(delivery.terms.agreement_digest)
     if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):
         return False
     return agreement.storage is None or receiver.country in agreement.storage
+
+
+def _is_own(delivery: Delivery, sender: NodeId) -> bool:
+    """Whether a core names its sender as the origin; so does one that nobody can read."""
+    try:
+        return sdjwt.read_header_and_payload(delivery.presentation.core).iss == sender
+    except RemoteError:
+        return True
 
 
 def _categories_by_form(arrived: Sequence[Element]) -> dict[Form, frozenset[Category]]:

@@ -67,7 +67,11 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class OwnAdvisory:
-    """A core of which all disclosures are held, ready to be decided on and presented."""
+    """A core with the disclosures that are held of it, ready to be decided on and presented.
+
+    `whole` tells that they are all of its disclosures, so that together they are the document that its author checked;
+    of what was received for passing on, they are those that arrived.
+    """
 
     core: bytes
     core_digest: bytes
@@ -75,6 +79,7 @@ class OwnAdvisory:
     handling: Handling
     nodes: tuple[Node, ...]
     elements: tuple[Element, ...]
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +139,8 @@ def issue(
     return Issued(core, disclosures, concealed.unlabelled)
 
 
-def reopen(core: bytes, disclosures: tuple[bytes, ...], labels: LabelSet) -> OwnAdvisory:
-    """A core of our own with everything that can be chosen from it."""
+def reopen(core: bytes, disclosures: tuple[bytes, ...], labels: LabelSet, *, whole: bool = True) -> OwnAdvisory:
+    """A core that was verified, with everything that can be chosen from it."""
     payload = sdjwt.read_header_and_payload(core).payload
     nodes = sdjwt.walk(payload, disclosures)
     return OwnAdvisory(
@@ -145,6 +150,7 @@ def reopen(core: bytes, disclosures: tuple[bytes, ...], labels: LabelSet) -> Own
         handling=handling.read(payload["handling"]),
         nodes=nodes,
         elements=elements(payload, nodes, labels),
+        whole=whole,
     )
 
 
@@ -161,7 +167,7 @@ def present(advisory: OwnAdvisory, decision: Decision) -> Presented:
         chosen = [(e.element, e.form) for e in decision.elements if e.form is not Form.WITHHELD]
         disclosures = selection(chosen, advisory.nodes)  # (1)
         opened = sdjwt.process(advisory.payload, disclosures)  # (2)
-        narrowed = _narrow_to_valid(decision, opened)  # (3)
+        narrowed = _narrow_to_valid(decision, opened, whole=advisory.whole)  # (3)
         if narrowed is None:
             leaving = {node.path: node.disclosure.value for node in opened.nodes}
             hits = search(leaving, advisory.payload, _withheld(decision, advisory.nodes))  # (4)
@@ -187,12 +193,12 @@ def _withheld(decision: Decision, nodes: tuple[Node, ...]) -> tuple[Withheld, ..
     return tuple(found)
 
 
-def _narrow_to_valid(decision: Decision, opened: Processed) -> Decision | None:
+def _narrow_to_valid(decision: Decision, opened: Processed, *, whole: bool) -> Decision | None:
     """A narrower decision when the document that would leave is not valid CSAF; None when it is.
 
-    With every element in full it is the document that `check_draft` judged, so it is not judged again.
+    With every element of the whole in full it is the document that `check_draft` judged, so it is not judged again.
     """
-    if all(e.form is Form.FULL for e in decision.elements):
+    if whole and all(e.form is Form.FULL for e in decision.elements):
         return None
     problems = csaf.problems(opened.claims["csaf"])
     if not problems:

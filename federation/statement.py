@@ -4,8 +4,8 @@ The envelope is fixed: kind, author, recipient, instant, subject, the statement 
 to the kind. A node that does not know a kind still verifies the statement, keeps it, shows who said what about which
 advisory, and passes it on. A statement is an assertion by its author and changes nobody's truth (I12).
 
-Bodies of the kinds that this version writes: `acknowledge` {}, `question` and `correction` {text}, `affects` {text},
-`refusal` {entries: [{seq, leaf_hash, code, rules}]}, `purge` {recall, outcome, passed_on, unreachable}.
+Bodies of the kinds that this version writes: `acknowledge` {}; `question`, `correction`, `affects` and `answer` {text};
+`refusal` {feed, entries: [{seq, leaf_hash, code, rules}]}; `purge` {recall, outcome, passed_on, unreachable}.
 """
 
 import re
@@ -34,11 +34,13 @@ class Kind(StrEnum):
     QUESTION = "question"
     CORRECTION = "correction"  # something in it is wrong
     AFFECTS = "affects"  # it concerns us: we have it, or are hit by it
+    ANSWER = "answer"  # to the statement that it names
     REFUSAL = "refusal"  # entries that were not accepted, with the reason
     PURGE = "purge"  # the answer to a recall
 
 
-SPOKEN: Final = frozenset((Kind.ACKNOWLEDGE, Kind.QUESTION, Kind.CORRECTION, Kind.AFFECTS))  # people make these
+SPOKEN: Final = (Kind.ACKNOWLEDGE, Kind.QUESTION, Kind.CORRECTION, Kind.AFFECTS)  # what people say of an advisory
+WITH_TEXT: Final = frozenset((Kind.QUESTION, Kind.CORRECTION, Kind.AFFECTS, Kind.ANSWER))
 
 
 class Outcome(StrEnum):
@@ -109,6 +111,11 @@ def read(document: bytes, key_of: Callable[[NodeId, str], bytes]) -> Statement:
     return _read(assertion.read(document, JWS_TYPE, key_of))
 
 
+def reread(document: bytes) -> Statement:
+    """The statement in a document of the store, which was verified when it came."""
+    return _read(assertion.reread(document, JWS_TYPE))
+
+
 def _read(signed: assertion.Assertion) -> Statement:
     members = signed.members
     if members.keys() != _MEMBERS or not isinstance(members["body"], dict):
@@ -146,7 +153,7 @@ def _check_body(statement: Statement) -> None:
     body = statement.body
     if statement.kind == Kind.ACKNOWLEDGE:
         _members(body, ())
-    elif statement.kind in (Kind.QUESTION, Kind.CORRECTION, Kind.AFFECTS):
+    elif statement.kind in WITH_TEXT:
         _members(body, ("text",))
         if not isinstance(body["text"], str) or len(body["text"]) > MAX_STATEMENT_TEXT:
             raise MalformedError(f"statement: a text has at most {MAX_STATEMENT_TEXT} characters")

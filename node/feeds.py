@@ -80,14 +80,22 @@ def out_feed(tx: Connection, peer: NodeId, epoch: int | None = None) -> OutFeed:
 
 
 def append(
-    node: Node, tx: Connection, peer: NodeId, body: Body, *, advisory: int | None = None, inbox: int | None = None
+    node: Node,
+    tx: Connection,
+    peer: NodeId,
+    body: Body,
+    *,
+    advisory: int | None = None,
+    inbox: int | None = None,
+    epoch: int | None = None,
 ) -> Place:
-    """Appends an entry to the current feed to `peer`. `advisory` or `inbox` is the local row that it was made from.
+    """Appends an entry to the feed to `peer`. `advisory` or `inbox` is the local row that it was made from.
 
-    Raises ConflictError when another process appended meanwhile, TooLargeError when the entry could not be sent, and
-    HeldError for what the peer's protocol version does not have.
+    The current feed, unless an ended `epoch` is named: what is appended there is never sent, and says to our own books
+    what became of its entries. Raises ConflictError when another process appended meanwhile, TooLargeError when the
+    entry could not be sent, and HeldError for what the peer's protocol version does not have.
     """
-    feed = out_feed(tx, peer)
+    feed = out_feed(tx, peer, epoch)
     kind = entries.kind_of(body)
     version = unverified(tx.execute(select(peers.c.card).where(peers.c.node == peer)).scalar_one()).speaks
     if not entries.spoken_by(body, version):

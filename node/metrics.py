@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from federation.errors import UsageError
 from node import logs, quarantine
 from node.alarms import Alarm
+from node.approvals import State
 from node.context import Node
 from node.inbox import InboxState
 from node.store.database import read
@@ -121,7 +122,7 @@ def _counts(tx: Connection) -> Iterator[Metric]:
     answers = tx.execute(select(recall_holders.c.state, func.count()).group_by(recall_holders.c.state))
     purges = {(state,): count for state, count in answers}
     yield _gauge("apostille_recall_holders", "Who has to purge what was recalled, by their answer.", purges, "state")
-    waiting = select(func.count()).select_from(approvals).where(approvals.c.state == "open")
+    waiting = select(func.count()).select_from(approvals).where(approvals.c.state == State.OPEN)
     yield _gauge(
         "apostille_approvals_open", "Acts that wait for a second person.", {(): tx.execute(waiting).scalar_one()}
     )

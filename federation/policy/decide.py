@@ -21,10 +21,12 @@ from federation.model import (
     Form,
     Handling,
     NodeId,
+    Onward,
     Rule,
 )
 from federation.policy.engine import Answer, RuleBook
 from federation.policy.facts import ControlQuestion, Question, Situation, next_change_at, place, situation
+from federation.policy.handling import permit_all
 from federation.policy.rules import RuleSet
 from federation.policy.schema import Action, Control
 
@@ -138,6 +140,44 @@ def may_store(
     if not kept:
         raise NotAdmittedError("nothing is disclosed in it")
     return _distinct(kept)
+
+
+def forbidden_onward(
+    categories: Iterable[Category],
+    handling: Handling,
+    origin: NodeId,
+    relay: NodeId,
+    relay_country: Country,
+    recipient: NodeId,
+    recipient_country: Country,
+    book: RuleBook,
+    now: datetime,
+) -> dict[Category, tuple[Rule, ...]]:
+    """Those of `categories` that handling or law forbid `relay` to pass on to `recipient` in full, with the rules.
+
+    For the origin, before it grants that. No agreement is asked, since that is between those two; nor is the embargo,
+    which the relay has to wait for anyway.
+    """
+    facts = _situation(
+        replace(handling, onward=Onward.PEERS, embargo_until=None),
+        origin,
+        relay,
+        relay_country,
+        recipient,
+        recipient_country,
+        None,
+        book,
+        now,
+    )
+    everything, found = permit_all(), {}
+    for category in sorted(categories):
+        answers = [
+            book.ask(Question(action, frozenset((category,)), Form.FULL, facts), everything)
+            for action in (Action.DISCLOSE, Action.RELAY)
+        ]
+        if not all(answer.allowed for answer in answers):
+            found[category] = _distinct(rule for answer in answers if not answer.allowed for rule in answer.rules)
+    return found
 
 
 def may_notify(

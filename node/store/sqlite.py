@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event
 
 _BUSY_TIMEOUT_S = 30  # a page of the largest size commits in well under a second
+_SCRUB_PATIENCE_S = 5  # a reader takes a page, or a list; a copy of the file may take longer
 _names = count(1)
 
 
@@ -45,13 +46,16 @@ def open_engine(path: Path | None) -> Engine:
 def scrub(engine: Engine) -> None:
     """Empties the write-ahead log, which still has the erased bytes; `secure_delete` did the rest.
 
-    While somebody reads an older state the log stays; the next call empties it.
+    While somebody reads an older state for longer than a moment the log stays, and the next call empties it.
     """
-    connection = engine.raw_connection()
+    held = engine.raw_connection()
+    connection: Any = held.driver_connection
     try:
-        connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute(f"PRAGMA busy_timeout={_SCRUB_PATIENCE_S * 1000:.0f}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     finally:
-        connection.close()
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_S * 1000:.0f}")
+        held.close()
 
 
 def copy(engine: Engine, target: Path) -> None:

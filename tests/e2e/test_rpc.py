@@ -52,7 +52,6 @@ from tests.e2e.net import (
 )
 from tests.nodes import DE, FR, IN, agree, history, make_world, terms_text
 
-
 NOTICE = wire.NotifyRequest(protocol=2).SerializeToString()
 
 
