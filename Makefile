@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PROTOS := protos/exchange/v1/exchange.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type layers protos protos-current defences bench clean
+.PHONY: help demo test check lint type layers protos protos-current defences faults bench clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -42,6 +42,9 @@ protos-current: $(VENV)/installed-dev
 
 defences: $(VENV)/installed-dev ## take each defence out of a copy, see its tests fail (3 minutes)
 	@$(BIN)/python -m tests.defences
+
+faults: $(VENV)/installed-dev ## the fault campaigns with their full counts (an hour; docs/security.md has results)
+	@APOSTILLE_FULL=1 $(BIN)/python -m pytest tests/faults
 
 bench: $(VENV)/installed-dev ## benchmarks, as ratios taken in one run
 	@$(BIN)/python -m bench

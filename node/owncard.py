@@ -3,7 +3,6 @@
 Every card that the node ever had is kept: an auditor needs the one that was current when something was signed.
 """
 
-from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection, Engine, insert, select
@@ -23,18 +22,23 @@ class OwnCard:
         self._engine = engine
         self.document, self.card = _newest(engine)
 
-    def as_known_from(self, document: bytes, role: Role, now: datetime) -> Card:
-        """The current card with only those keys that an earlier card of ours has too, if one of `role` is valid."""
-        known = {key.kid for key in keyring.unverified(document).keys}
-        kept = tuple(key for key in self.card.keys if key.kid in known)
-        usable = any(key.role is role and key.valid_at(now) for key in kept)
-        return replace(self.card, keys=kept) if usable else self.card
-
     def every_key(self) -> tuple[OnlineKey, ...]:
         """Every online key that this node has ever had."""
         with read(self._engine) as tx:
             documents = tx.execute(select(own_cards.c.document)).scalars().all()
         return tuple(key for document in documents for key in keyring.unverified(document).keys)
+
+    def oldest_of_use(self, now: datetime) -> int:
+        """The oldest version with a TLS key that is still on the current card and valid.
+
+        Of a node that has just enrolled this one it is not known which card it was given; the keys of this one serve
+        for all from there on.
+        """
+        current = {key.kid for key in self.card.keys if key.role is Role.TLS and key.valid_at(now)}
+        with read(self._engine) as tx:
+            cards = [keyring.unverified(document) for document in history(tx)]
+        shared = (card.version for card in cards if current & {key.kid for key in card.keys})
+        return min((*shared, self.card.version))
 
     def reload(self) -> None:
         """Reads the newest card again. Raises UsageError when it is missing or damaged."""

@@ -1,30 +1,165 @@
 """Recalls: the origin's order to stop using revisions of an advisory and to purge them (I15).
 
-An order may arrive before the advisory that it is about; it bars the revisions that it names from then on, whoever
-delivers them.
+Giving one: signed once, kept for ever, put into the feed to every peer together with the entries that it erases; the
+origin's own copy stays, as its record, and is released no more. A peer of protocol version 1 gets a withdrawal.
+
+Receiving one: it may come before the advisory, and bars what it names from then on, whoever delivers it. Every copy
+goes, on every feed and from quarantine; the order goes on, as it was signed, to everybody to whom this node passed the
+advisory on; and the origin is answered with a signed statement, by the way on which the order came. Of a revision that
+its origin signed twice, every disclosure goes too: an incident keeps the signed cores, which hold digests, and so proves
+the contradiction without what the advisory said.
+
+What a node says of its purge is its assertion (I12): kept with its name, shown, and missed after seven days.
 """
 
-from sqlalchemy import Connection, insert, select, update
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
 
-from federation import recall
-from federation.errors import RecalledError
+from sqlalchemy import Connection, Row, insert, select, update
+
+from federation import entries, recall, sdjwt
+from federation.entries import Delivery, Purge, RecallOrder, Said, Withdrawal
+from federation.errors import HeldError, NotFoundError, RecalledError, RemoteError, UsageError
 from federation.inbound import Advisory
-from federation.keyring import Keyring
-from federation.model import NodeId, Role
-from federation.recall import Recall
-from node import inbox
+from federation.keyring import Card, Keyring, unverified
+from federation.model import JsonObject, NodeId, Onward, Role
+from federation.recall import Reason, Recall
+from federation.statement import Kind, Outcome, Statement, Subject
+from node import control, erasures, feeds, inbox, ledger, statements
+from node.alarms import Alarm, raise_alarm
 from node.context import Node
 from node.inbox import Disposition, InboxState
-from node.store.database import record, storable
-from node.store.tables import in_entries, recalls
+from node.ledger import Act
+from node.peers import trusted_cards
+from node.people import Post
+from node.store.database import read, record, scrub, storable, write
+from node.store.tables import advisories, alarms, grants, in_entries, out_entries, out_feeds, peers
 from node.store.tables import inbox as inbox_table
+from node.store.tables import recall_holders as holders_table
+from node.store.tables import recalls as recalls_table
+
+OVERDUE: Final = timedelta(days=7)  # a node that was off over a week-end and a holiday has answered by then
+_RECALLED: Final = "recalled"  # the rule id where a withdrawal or a purge stands in place of the order
+
+
+class HolderState(StrEnum):
+    """What is known of one node's copies."""
+
+    PENDING = "pending"  # the order is in the feed to it; it has not answered
+    PURGED = "purged"  # it says that its copies are gone
+    NEVER_HELD = "never-held"  # it says that it had none; it takes none from now on
+    WITHDRAWN = "withdrawn"  # its protocol version has no recalls: our deliveries to it were taken back
+    HELD = "held"  # law does not let us tell it: a person must look
+    UNREACHABLE = "unreachable"  # distrusted, or out of reach of the relay that passed the advisory on to it
+
+
+_ANSWERED: Final = {Outcome.PURGED: HolderState.PURGED, Outcome.NEVER_HELD: HolderState.NEVER_HELD}
+_UNANSWERED: Final = (HolderState.PENDING, HolderState.HELD, HolderState.UNREACHABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One node that has to purge. `via` is the peer by whose feed the order goes to it, itself for a peer of ours.
+
+    `fetched` tells whether it has acknowledged the entry with the order; None where the order went another way.
+    """
+
+    node: NodeId
+    via: NodeId
+    state: HolderState
+    at: datetime
+    fetched: bool | None
+    overdue: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One recall and who has to follow it. `by` is the local user who gave it, or the peer it came from."""
+
+    digest: bytes
+    origin: NodeId
+    name: str
+    revisions: tuple[int, ...]
+    reason: Reason
+    at: datetime
+    by: str
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What one peer got of an advisory. `onward` names what lets it pass that on, so that others may hold it too."""
+
+    peer: NodeId
+    revisions: tuple[int, ...]
+    acknowledged: int
+    not_fetched: int
+    taken_back: int
+    onward: tuple[str, ...]
+
+
+def give(
+    node: Node, name: str, reason: Reason, revisions: Iterable[int] = (), *, to: Collection[NodeId] | None = None
+) -> Order:
+    """Recalls revisions of our own advisory `name`: all that were issued, unless some are named.
+
+    Every trusted peer is told, whether or not it was sent them, since others may have passed them on; with `to`, only
+    those are. Raises NotFoundError, UsageError.
+    """
+    node.allow(Post.ANALYST)
+    with write(node.engine) as tx:
+        rows = _to_recall(tx, name, tuple(revisions), again=to is not None)
+        now = node.clock()
+        signer = node.keys.signer(Role.ISSUE, node.card, now)
+        named = tuple(row.revision for row in rows)
+        order = recall.sign(node.id, name, named, reason, now, kid=signer.kid, sign_bytes=signer.sign)
+        if tx.execute(select(recalls_table.c.digest).where(recalls_table.c.digest == order.digest)).first() is None:
+            _keep(node, tx, order, by=node.actor)
+        ids = tuple(row.id for row in rows)
+        _mark(tx, order, ids)
+        _tell(node, tx, order, own=ids, to=to, by=node.actor)
+    scrub(node.engine)
+    return next(given for given in status(node, name) if given.digest == order.digest)
+
+
+def preview(node: Node, name: str) -> tuple[Reach, ...]:
+    """Who was sent which revisions of our own advisory, and what lets them pass it on. Raises NotFoundError."""
+    with read(node.engine) as tx:
+        if not _issued(tx, name):
+            raise NotFoundError(f"no advisory called {name} was issued here; see: apostille advisory list")
+        granted = {
+            (bytes(row.core_digest), row.relay)
+            for row in tx.execute(select(grants.c.core_digest, grants.c.relay).where(grants.c.origin == node.id))
+        }
+    found: dict[NodeId, list[ledger.LedgerRow]] = {}
+    for row in ledger.rows(node, name=name):
+        if row.facts["origin"] == node.id:
+            found.setdefault(row.peer, []).append(row)
+    return tuple(_reach(peer, rows, granted) for peer, rows in sorted(found.items()))
+
+
+def status(node: Node, name: str | None = None) -> tuple[Order, ...]:
+    """Every recall that was given or taken in, newest first, with those who have to follow it."""
+    query = select(recalls_table).order_by(recalls_table.c.at.desc(), recalls_table.c.digest)
+    if name is not None:
+        query = query.where(recalls_table.c.name == name)
+    fetched = {
+        (row.facts["recall"], row.peer): row.receipt for row in ledger.rows(node, acts=(Act.RECALL,))
+    }  # the last one counts: an order is sent again to whom it could not be sent before
+    with read(node.engine) as tx:
+        held = tx.execute(select(holders_table).order_by(holders_table.c.node)).all()
+        rows = tx.execute(query).all()
+    return tuple(_order(node, row, [h for h in held if h.recall == row.digest], fetched) for row in rows)
 
 
 def check_not_barred(tx: Connection, advisory: Advisory) -> None:
     """Refuses a revision that its origin has recalled. Raises RecalledError."""
     orders = tx.execute(
-        select(recalls.c.revisions).where(
-            recalls.c.origin == advisory.origin, recalls.c.name == storable(advisory.name)
+        select(recalls_table.c.revisions).where(
+            recalls_table.c.origin == advisory.origin, recalls_table.c.name == storable(advisory.name)
         )
     ).scalars()
     if any(advisory.revision in revisions for revisions in orders):
@@ -32,22 +167,146 @@ def check_not_barred(tx: Connection, advisory: Advisory) -> None:
 
 
 def receive(node: Node, tx: Connection, document: bytes, peer: NodeId, keyring: Keyring) -> None:
-    """Takes in an order that a peer brought, and purges what it names; the same again changes nothing.
+    """Takes in an order that a peer brought; the same again changes nothing and is not answered. The caller scrubs.
 
+    (1) signed by the origin that it speaks for; (2) kept, so that it bars what it names; (3) every copy here is purged;
+    (4) it goes on to those to whom we passed the advisory on; (5) the origin is answered by the way it came.
+    An order of our own that we do not know was lost in a restore: it bars again what we may release.
     Raises a RemoteError.
     """
     now = node.clock()
-    order = recall.read(document, lambda author, kid: keyring.key(author, Role.ISSUE, kid, now))
-    if tx.execute(select(recalls.c.digest).where(recalls.c.digest == order.digest)).one_or_none() is not None:
+    order = recall.read(document, lambda author, kid: keyring.key(author, Role.ISSUE, kid, now))  # (1)
+    if tx.execute(select(recalls_table.c.digest).where(recalls_table.c.digest == order.digest)).first() is not None:
         return
-    keep(node, tx, order, by=peer)
-    purge(tx, order)
+    _keep(node, tx, order, by=peer)  # (2)
+    if order.origin == node.id:
+        _mark(tx, order, tuple(row.id for row in _issued(tx, order.name) if row.revision in order.revisions))
+        return
+    ids, copies = _purge(tx, order)  # (3)
+    told = _tell(node, tx, order, received=ids, to=(), by=peer)  # (4)
+    _answer(node, tx, order, told, peer, held=copies > 0)  # (5)
 
 
-def keep(node: Node, tx: Connection, order: Recall, *, by: str) -> None:
+def answered(node: Node, tx: Connection, said: Statement, peer: NodeId) -> None:
+    """Takes in a statement of kind `purge` that `peer` brought: the answer of its author to a recall.
+
+    For our own recall it settles its author, and adds those to whom the author passed the advisory on. For another's it
+    goes on towards the origin as it was signed, by the way on which the order came.
+    """
+    digest = bytes.fromhex(said.body["recall"])
+    row = tx.execute(select(recalls_table).where(recalls_table.c.digest == digest)).one_or_none()
+    if row is None or said.recipient != row.origin:
+        return
+    now, state = node.clock(), _ANSWERED[Outcome(said.body["outcome"])]
+    if row.origin != node.id:
+        _settle(tx, digest, said.author, state, now)
+        _pass_back(node, tx, row, said, peer)
+        return
+    if not _settle(tx, digest, said.author, state, now):
+        _add(tx, digest, said.author, peer, state, now)
+    others = {
+        **dict.fromkeys(map(NodeId, said.body["passed_on"]), HolderState.PENDING),
+        **dict.fromkeys(map(NodeId, said.body["unreachable"]), HolderState.UNREACHABLE),
+    }
+    known = set(tx.execute(select(holders_table.c.node).where(holders_table.c.recall == digest)).scalars())
+    for other in sorted(others.keys() - known - {node.id}):
+        _add(tx, digest, other, said.author, others[other], now)
+
+
+def owed(tx: Connection, peer: NodeId) -> tuple[bytes, ...]:
+    """The orders that `peer` has to follow and has not answered, as they were signed: for a feed that begins anew."""
+    query = (
+        select(recalls_table.c.document)
+        .join(holders_table, holders_table.c.recall == recalls_table.c.digest)
+        .where(holders_table.c.node == peer, holders_table.c.via == peer, holders_table.c.state.in_(_UNANSWERED))
+        .order_by(recalls_table.c.at, recalls_table.c.digest)
+    )
+    return tuple(tx.execute(query).scalars())
+
+
+def send_again(node: Node) -> int:
+    """Sends orders to those peers of ours that could not be told before and can be now: law changed, or their protocol
+    version. Returns how many orders went out."""
+    waiting = (HolderState.HELD, HolderState.WITHDRAWN)
+    query = select(holders_table).where(
+        holders_table.c.state.in_(waiting), holders_table.c.via == holders_table.c.node
+    )
+    with read(node.engine) as tx:
+        if not any(_card_of(tx, row.node) for row in tx.execute(query).all()):
+            return 0
+    sent = 0
+    with write(node.engine) as tx:
+        for row in tx.execute(query).all():
+            card = _card_of(tx, row.node)
+            if card is None:
+                continue
+            order = _kept(tx.execute(select(recalls_table).where(recalls_table.c.digest == row.recall)).one())
+            ids = tuple(r.id for r in _issued(tx, order.name) if r.revision in order.revisions)
+            own = ids if order.origin == node.id else ()
+            standing = erasures.standing(tx, own=own, received=_received(tx, order)).get(card.node, {})
+            current = feeds.out_feed(tx, card.node).epoch
+            try:
+                body = RecallOrder(order.document, standing.get(current, ()))
+                erasures.erase(node, tx, card, current, body, _facts(order), by=feeds.POLICY)
+            except HeldError:
+                continue
+            _settle(tx, order.digest, card.node, HolderState.PENDING, node.clock())
+            sent += 1
+    if sent:
+        scrub(node.engine)
+    return sent
+
+
+def check_answers(node: Node) -> None:
+    """Raises an alarm, once, for each recall of ours that somebody has not answered after seven days."""
+    missing = [order for order in status(node) if order.origin == node.id and any(h.overdue for h in order.holders)]
+    if not missing:
+        return
+    with write(node.engine) as tx:
+        for order in missing:
+            subject = f"{order.name} {order.digest.hex()[:12]}"
+            raised = select(alarms.c.id).where(alarms.c.kind == Alarm.RECALL, alarms.c.subject == subject)
+            if tx.execute(raised).first() is None:
+                late = ", ".join(holder.node for holder in order.holders if holder.overdue)
+                detail = f"no answer from {late}; see: apostille recall status"
+                raise_alarm(tx, Alarm.RECALL, subject, detail, node.clock())
+
+
+def _to_recall(tx: Connection, name: str, revisions: tuple[int, ...], *, again: bool) -> list[Row[Any]]:
+    """The rows to be recalled, lowest revision first. Raises NotFoundError, UsageError."""
+    rows = _issued(tx, name)
+    if not rows:
+        known = tx.execute(select(advisories.c.id).where(advisories.c.name == name)).first()
+        if known is None:
+            raise NotFoundError(f"no advisory is called {name}; see: apostille advisory list")
+        raise UsageError(f"{name} is a draft: nothing of it has left, so there is nothing to recall")
+    unknown = sorted(set(revisions) - {row.revision for row in rows})
+    if unknown:
+        raise UsageError(f"{name} has no issued revision {', '.join(map(str, unknown))}; see: apostille advisory list")
+    chosen = [row for row in rows if not revisions or row.revision in revisions]
+    left = [row for row in chosen if again or row.recall is None]
+    if not left:
+        raise UsageError(f"{name}: recalled already; see who has answered: apostille recall status {name}")
+    return left
+
+
+def _issued(tx: Connection, name: str) -> list[Row[Any]]:
+    query = select(advisories.c.id, advisories.c.revision, advisories.c.recall).where(
+        advisories.c.name == name, advisories.c.core.is_not(None)
+    )
+    return list(tx.execute(query.order_by(advisories.c.revision)).all())
+
+
+def _mark(tx: Connection, order: Recall, ids: tuple[int, ...]) -> None:
+    tx.execute(
+        update(advisories).where(advisories.c.id.in_(ids), advisories.c.recall.is_(None)).values(recall=order.digest)
+    )
+
+
+def _keep(node: Node, tx: Connection, order: Recall, *, by: str) -> None:
     """Keeps an order, which bars what it names from now on."""
     tx.execute(
-        insert(recalls).values(
+        insert(recalls_table).values(
             digest=order.digest,
             origin=order.origin,
             name=storable(order.name),
@@ -59,23 +318,237 @@ def keep(node: Node, tx: Connection, order: Recall, *, by: str) -> None:
             by=by,
         )
     )
-    detail = f"revisions {', '.join(map(str, order.revisions))}"
-    record(tx, at=node.clock(), by=by, act="recall", subject=f"{order.origin}/{order.name}", detail=detail)
+    detail = f"revisions {', '.join(map(str, order.revisions))}: {order.reason}"
+    subject = f"{order.origin}/{storable(order.name)}"
+    record(tx, at=node.clock(), by=by, act="recall", subject=subject, detail=detail)
 
 
-def purge(tx: Connection, order: Recall) -> int:
-    """Erases every copy that was received of what the order names; returns how many there were. The caller scrubs."""
-    named = (
-        (inbox_table.c.origin == order.origin)
-        & (inbox_table.c.name == storable(order.name))
-        & inbox_table.c.revision.in_(order.revisions)
+def _kept(row: Row[Any]) -> Recall:
+    """An order from the store; it was verified when it came."""
+    return Recall(
+        NodeId(row.origin), row.name, tuple(row.revisions), Reason(row.reason), row.ordered_at, row.digest, row.document
     )
-    places = tx.execute(select(inbox_table.c.feed, inbox_table.c.seq).where(named)).all()
+
+
+def _purge(tx: Connection, order: Recall) -> tuple[tuple[int, ...], int]:
+    """Erases every copy that was received of what the order names, quarantined ones that can be read as that included.
+
+    Returns the inbox items, and how many copies there ever were.
+    """
+    ids = _received(tx, order)
+    places = [
+        (row.feed, row.seq)
+        for row in tx.execute(select(inbox_table.c.feed, inbox_table.c.seq).where(inbox_table.c.id.in_(ids)))
+    ]
+    named = {f"{order.origin}/{order.name}/{revision}" for revision in order.revisions}
+    aside = tx.execute(
+        select(in_entries.c.feed, in_entries.c.seq, in_entries.c.data).where(
+            in_entries.c.outcome == Disposition.QUARANTINED, in_entries.c.data.is_not(None)
+        )
+    )
+    places += [(row.feed, row.seq) for row in aside if _jti(row.data) in named]
     for feed, seq in places:
         tx.execute(
             update(in_entries)
             .where(in_entries.c.feed == feed, in_entries.c.seq == seq)
             .values(data=None, outcome=Disposition.RECALLED)
         )
-    inbox.forget(tx, select(inbox_table.c.id).where(named), InboxState.RECALLED)
-    return len(places)
+    inbox.forget(tx, select(inbox_table.c.id).where(inbox_table.c.id.in_(ids)), InboxState.RECALLED)
+    return ids, len(places)
+
+
+def _received(tx: Connection, order: Recall) -> tuple[int, ...]:
+    """The inbox items that the order names, whatever became of them."""
+    names = {order.name, storable(order.name)}
+    query = select(inbox_table.c.id).where(
+        inbox_table.c.origin == order.origin,
+        inbox_table.c.name.in_(names),
+        inbox_table.c.revision.in_(order.revisions),
+    )
+    return tuple(tx.execute(query).scalars())
+
+
+def _jti(data: bytes) -> str | None:
+    """What a stored entry says it is, unverified; None for one that is no advisory or cannot be read."""
+    try:
+        body = entries.read(data).body
+        if not isinstance(body, Delivery):
+            return None
+        jti = sdjwt.read_header_and_payload(body.presentation.core).payload.get("jti")
+    except RemoteError:
+        return None
+    return jti if isinstance(jti, str) else None
+
+
+def _tell(
+    node: Node,
+    tx: Connection,
+    order: Recall,
+    *,
+    own: tuple[int, ...] = (),
+    received: tuple[int, ...] = (),
+    to: Collection[NodeId] | None = None,
+    by: str,
+) -> dict[NodeId, HolderState]:
+    """Puts the order into the feed to everybody who was sent what it names, and erases that; notes who has to answer.
+
+    With `to` None every trusted peer is told besides, and with peers named only those of them. A distrusted peer finds
+    the order in its feed if people here trust it again.
+    """
+    standing = erasures.standing(tx, own=own, received=received)
+    sent = set(
+        tx.execute(
+            select(out_feeds.c.peer)
+            .join(out_entries, out_entries.c.feed == out_feeds.c.id)
+            .where(out_entries.c.advisory.in_(own) | out_entries.c.inbox.in_(received))
+            .distinct()
+        ).scalars()
+    )
+    told: dict[NodeId, HolderState] = {}
+    for row in tx.execute(select(peers).where(peers.c.direct == 1).order_by(peers.c.node)).all():
+        was_sent = row.node in sent
+        if not was_sent and (to is not None or not row.trusted):
+            continue
+        if to and row.node not in to:
+            continue
+        card = unverified(row.card)
+        if card.speaks < 2 and not was_sent:
+            continue
+        state = _order_to(node, tx, order, card, standing.get(card.node, {}), by=by)
+        if state is HolderState.PENDING and not row.trusted:
+            state = HolderState.UNREACHABLE
+        told[card.node] = state
+        if not _settle(tx, order.digest, card.node, state, node.clock()):
+            _add(tx, order.digest, card.node, card.node, state, node.clock())
+    return told
+
+
+def _order_to(
+    node: Node, tx: Connection, order: Recall, card: Card, standing: Mapping[int, tuple[int, ...]], *, by: str
+) -> HolderState:
+    current, facts = feeds.out_feed(tx, card.node).epoch, _facts(order)
+    for epoch in sorted(standing.keys() - {current}):
+        erasures.erase(node, tx, card, epoch, RecallOrder(order.document, standing[epoch]), facts, by=by)
+    seqs = standing.get(current, ())
+    try:
+        if card.speaks > 1:
+            erasures.erase(node, tx, card, current, RecallOrder(order.document, seqs), facts, by=by)
+            return HolderState.PENDING
+        if seqs:
+            body = Withdrawal(seqs, _RECALLED)
+            erasures.erase(node, tx, card, current, body, {"reason": _RECALLED}, by=by)
+    except HeldError as e:
+        now = node.clock()
+        record(tx, at=now, by=feeds.POLICY, act="recall.held", subject=card.node, detail=str(e))
+        raise_alarm(tx, Alarm.HELD, f"{card.node} recall", "a recall may not go to this peer", now)
+        _erase_silently(node, tx, card, current, seqs, by=by)
+        return HolderState.HELD
+    return HolderState.WITHDRAWN
+
+
+def _erase_silently(node: Node, tx: Connection, card: Card, epoch: int, seqs: tuple[int, ...], *, by: str) -> None:
+    """Where law does not let a peer be told of a recall: our own copies go all the same, if it lets us say that much.
+
+    Else they stay, and are never served (I11).
+    """
+    if not seqs or card.speaks < 2:
+        return
+    try:
+        erasures.erase(node, tx, card, epoch, Purge(seqs, _RECALLED), {"reason": _RECALLED}, by=by)
+    except HeldError as e:
+        record(tx, at=node.clock(), by=feeds.POLICY, act="purge.held", subject=card.node, detail=str(e))
+
+
+def _facts(order: Recall) -> JsonObject:
+    """What the ledger says of an order."""
+    return {
+        "origin": order.origin,
+        "name": order.name,
+        "revisions": list(order.revisions),
+        "reason": order.reason.value,
+        "recall": order.digest.hex(),
+    }
+
+
+def _answer(
+    node: Node, tx: Connection, order: Recall, told: Mapping[NodeId, HolderState], via: NodeId, *, held: bool
+) -> None:
+    passed_on = sorted(peer for peer, state in told.items() if state is HolderState.PENDING)
+    body = {
+        "recall": order.digest.hex(),
+        "outcome": (Outcome.PURGED if held else Outcome.NEVER_HELD).value,
+        "passed_on": passed_on,
+        "unreachable": sorted(told.keys() - set(passed_on)),
+    }
+    about = Subject(order.origin, order.name, order.revisions[0] if len(order.revisions) == 1 else None)
+    statements.make(node, tx, Kind.PURGE, order.origin, body, via=via, about=about, by=feeds.POLICY)
+
+
+def _pass_back(node: Node, tx: Connection, row: Row[Any], said: Statement, peer: NodeId) -> None:
+    """Passes an answer on towards the origin: to itself if we exchange with it, else to who brought us the order."""
+    cards = trusted_cards(tx)
+    card = cards.get(NodeId(row.origin)) or cards.get(NodeId(row.by))
+    if card is not None and card.node != peer and card.speaks > 1:
+        control.offer(node, tx, card, Said(said.document))
+
+
+def _settle(tx: Connection, digest: bytes, holder: NodeId, state: HolderState, at: datetime) -> bool:
+    """Notes how a holder stands, if it is one that we know; returns whether it is."""
+    changed = tx.execute(
+        update(holders_table)
+        .where(holders_table.c.recall == digest, holders_table.c.node == holder)
+        .values(state=state, at=at)
+    )
+    return changed.rowcount == 1
+
+
+def _add(tx: Connection, digest: bytes, holder: NodeId, via: NodeId, state: HolderState, at: datetime) -> None:
+    tx.execute(insert(holders_table).values(recall=digest, node=holder, via=via, state=state, at=at))
+
+
+def _card_of(tx: Connection, peer: str) -> Card | None:
+    """The card of a trusted peer that knows recalls."""
+    card = trusted_cards(tx).get(NodeId(peer))
+    return card if card is not None and card.speaks > 1 else None
+
+
+def _reach(peer: NodeId, rows: list[ledger.LedgerRow], granted: Collection[tuple[bytes, str]]) -> Reach:
+    standing = [row for row in rows if row.taken_back is None]
+    onward = {
+        *("terms" for row in rows if row.facts["onward"] == Onward.PEERS),
+        *("grant" for row in rows if (bytes.fromhex(row.facts["core_digest"]), peer) in granted),
+    }
+    return Reach(
+        peer=peer,
+        revisions=tuple(sorted({row.revision for row in rows})),
+        acknowledged=sum(row.receipt for row in standing),
+        not_fetched=sum(not row.receipt for row in standing),
+        taken_back=len(rows) - len(standing),
+        onward=tuple(sorted(onward)),
+    )
+
+
+def _order(
+    node: Node, row: Row[Any], held: list[Row[Any]], fetched: Mapping[tuple[str, str], bool]
+) -> Order:
+    now = node.clock()
+    return Order(
+        digest=row.digest,
+        origin=NodeId(row.origin),
+        name=row.name,
+        revisions=tuple(row.revisions),
+        reason=Reason(row.reason),
+        at=row.at,
+        by=row.by,
+        holders=tuple(
+            Holder(
+                node=NodeId(h.node),
+                via=NodeId(h.via),
+                state=HolderState(h.state),
+                at=h.at,
+                fetched=fetched.get((row.digest.hex(), h.node)) if h.via == h.node else None,
+                overdue=h.state in _UNANSWERED and now - h.at >= OVERDUE,
+            )
+            for h in held
+        ),
+    )

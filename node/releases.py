@@ -19,7 +19,7 @@ from federation.keyring import Card
 from federation.model import Decision, Form, NodeId, Terms, instant, instant_text
 from federation.outbound import OwnAdvisory, Presented, present
 from federation.policy.decide import decide
-from node import advisories, control, feeds
+from node import advisories, control, feeds, relays, statements
 from node import ledger as book
 from node.advisories import Summary
 from node.agreements import in_force
@@ -134,7 +134,7 @@ def _judge(node: Node, own: OwnAdvisory, card: Card, agreements: dict[bytes, Agr
     covering = sorted((a for a in agreements.values() if a.covers(node.id, card.node)), key=lambda a: a.id)
     if not covering:
         return _judge_under(node, own, card, None)
-    return max((_judge_under(node, own, card, agreement) for agreement in covering), key=_gain)
+    return max((_judge_under(node, own, card, agreement) for agreement in covering), key=gain)
 
 
 def _judge_under(node: Node, own: OwnAdvisory, card: Card, agreement: Agreement | None) -> Outcome:
@@ -151,7 +151,8 @@ def _judge_under(node: Node, own: OwnAdvisory, card: Card, agreement: Agreement 
     return Outcome(card.node, presented.decision, presented, None, None)
 
 
-def _gain(outcome: Outcome) -> int:
+def gain(outcome: Outcome) -> int:
+    """How much an outcome gives the peer: of several the greatest is chosen."""
     return sum(_GAIN[e.form] for e in outcome.decision.elements) if outcome.presented else -1
 
 
@@ -175,7 +176,7 @@ def _append(
         .order_by(ledger.c.seq.desc())
         .limit(1)
     ).one_or_none()
-    if previous is not None:
+    if previous is not None and previous.seq not in statements.refused(tx, outcome.peer, feed.origin):
         facts = book.facts_of(previous.record)
         if facts["elements"] == elements and facts["agreement"] == agreement.digest.hex():
             return Outcome(outcome.peer, outcome.decision, outcome.presented, None, previous.seq, already=True)
@@ -199,8 +200,10 @@ def enter(
     revision: int,
     terms: Terms,
     elements: list[list[Any]],
+    *,
+    act: str = "release",
 ) -> None:
-    """The ledger's row for an advisory that was appended (I14), and the audit row."""
+    """The ledger's row for an advisory that was appended (I14), and the audit row, which calls it `act`."""
     now, feed = node.clock(), feeds.out_feed(tx, peer)
     facts = {
         "origin": origin,
@@ -218,14 +221,14 @@ def enter(
     }
     where = book.Where(peer, place.feed, feed.origin, place.seq)
     book.add(tx, Act.RELEASE, where, facts, at=now, by=node.actor)
-    record(tx, at=now, by=node.actor, act="release", subject=name, detail=f"{peer} {place.seq}")
+    record(tx, at=now, by=node.actor, act=act, subject=name, detail=f"{peer} {place.seq}")
 
 
 def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple[int, ...]:
     """Those of `seqs` whose disclosure policy would not allow now."""
     agreements = in_force(tx, node.clock())
     rows = tx.execute(
-        select(out_entries.c.seq, out_entries.c.advisory, ledger.c.record)
+        select(out_entries.c.seq, out_entries.c.advisory, out_entries.c.inbox, out_entries.c.data, ledger.c.record)
         .join(ledger, (ledger.c.feed == out_entries.c.feed) & (ledger.c.seq == out_entries.c.seq))
         .where(
             ledger.c.kind == Act.RELEASE,
@@ -245,9 +248,15 @@ def _still_permitted(node: Node, tx: Connection, row: Any, card: Card, agreement
     agreement = agreements.get(bytes.fromhex(facts["agreement"]))
     if agreement is None or (facts["retain_until"] is not None and instant(facts["retain_until"]) <= node.clock()):
         return False
-    own = advisories.by_key(node, tx, row.advisory)
-    decision = decide(
-        own.elements, own.handling, node.id, node.id, card.node, card.jurisdiction, agreement, node.book, node.clock()
-    )
+    if row.inbox is not None:  # passed on for its origin
+        again = relays.judge_again(node, tx, row.inbox, row.data, card, agreement)
+        if again is None:
+            return False
+        decision = again
+    else:
+        own = advisories.by_key(node, tx, row.advisory)
+        decision = decide(
+            own.elements, own.handling, node.id, node.id, card.node, card.jurisdiction, agreement, node.book, node.clock()
+        )
     allowed = {e.element.path: _GAIN[e.form] for e in decision.elements}
     return all(_GAIN[Form(form)] <= allowed.get(path, 0) for path, form, _ in facts["elements"])

@@ -47,7 +47,7 @@ from federation.feed import Ask, FeedState, PageBytes, PageEntry, VerifiedPage
 from federation.inbound import Admitted, Receiver, admit, may_keep_evidence, open_delivery, read_advisory
 from federation.keyring import Card
 from federation.model import JsonObject, NodeId, Role
-from node import agreements, feeds, inbox, incidents, recalls, relays, statements
+from node import agreements, feeds, inbox, incidents, passing, recalls, relays, statements
 from node.alarms import Alarm, raise_alarm
 from node.context import Node
 from node.inbox import Disposition
@@ -360,6 +360,7 @@ def _apply(
     if isinstance(body, AgreementOffer):
         agreements.receive(node, tx, body.document, peer)
     elif isinstance(body, Withdrawal):
+        passing.follow_withdrawal(node, tx, held.id, body.seqs)
         inbox.withdraw(tx, held.id, body.seqs)
     elif isinstance(body, RecallOrder):
         recalls.receive(node, tx, body.document, peer, receiver.keyring)

@@ -20,6 +20,7 @@ class Count(Enum):
         "Items of feeds that were handed out, hashes of erased ones included.",
     )
     BYTES_OUT = ("apostille_bytes_out", ("peer",), "Bytes of the entries that were handed out.")
+    CALLS = ("apostille_calls", ("peer", "method"), "Calls of peers that were let in.")
     REFUSALS = ("apostille_calls_refused", ("peer", "method", "status"), "Calls of peers that were refused, or failed.")
     SYNCS = ("apostille_syncs", ("peer", "result"), "Syncs from a peer, by their result: ok or a code.")
     NOTICES = ("apostille_notices", ("peer", "result"), "Notices to a peer, by their result: ok or a code.")

@@ -184,6 +184,7 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             caller = await asyncio.wrap_future(self._gate.submit(self._identify, context))  # (1)
             self._quota.enter(caller.node, now_s)  # (2)
+            self._tally.add(Count.CALLS, caller.node, method)
             work: Future[Message] = self._threads.submit(_call, method, handler, data, caller)  # (3) (4)
             # a cancelled call gives its place back when its thread is done, not before
             work.add_done_callback(partial(self._leave, caller.node))

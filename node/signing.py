@@ -1,0 +1,107 @@
+"""Which of this node's own keys signs what, while a new card is on its way to its peers.
+
+A card in force may name several valid keys of one role. What one peer has to verify is signed by a key of the newest
+card that this peer is known to hold; what everybody has to, by a key that everybody is known to hold. So a new key is
+used as soon as it can be verified, and no sooner, as long as the old one is valid. Notes can carry several signatures,
+of which one that is known is enough: until a peer is known to hold the current card, heads and receipts for it carry
+those of the old keys besides, a dropped one included if it knows no other. What a peer holds is told by its cursor.
+
+What a stolen key signs besides the right one is worth no more than what its thief can sign.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import Connection, select
+
+from federation.errors import KeyringError
+from federation.keyring import Card, OnlineKey, unverified
+from federation.model import NodeId, Role
+from node.context import Node
+from node.keys import Signer, TlsIdentity, newest_first
+from node.store.tables import own_cards, peers
+
+OVERLAP: Final = timedelta(days=14)  # for which an old key stays valid beside a new one: a peer may be away that long
+_MOST_BESIDES: Final = 5  # old keys that sign a note besides: with its timestamps, twelve of the sixteen lines
+
+
+def signer_for(node: Node, tx: Connection, peer: NodeId, role: Role) -> Signer:
+    """The key of `role` for what goes to `peer`. Raises LockedError, UsageError."""
+    return node.keys.signer(role, _usable(node, (held_card(tx, peer),), role), node.clock())
+
+
+def signer_for_all(node: Node, tx: Connection, role: Role) -> Signer:
+    """The key of `role` for what any peer may have to verify, such as cores and agreements.
+
+    Nobody is waited for longer than OVERLAP: entries are read in their order, so a peer that comes back takes the card
+    first. Raises LockedError, UsageError.
+    """
+    now = node.clock()
+    newest = newest_first(_valid(node.card, role, node))[:1]
+    settled = not newest or newest[0].valid_from + OVERLAP <= now
+    card = node.card if settled else _usable(node, _held_by_all(tx), role)
+    return node.keys.signer(role, card, now)
+
+
+def signers_for(node: Node, tx: Connection, peer: NodeId, role: Role) -> tuple[Signer, ...]:
+    """The keys of `role` that sign a note for `peer`: the newest one first, alone once the peer holds its card.
+
+    Raises LockedError, UsageError.
+    """
+    newest, held = node.keys.signer(role, node.card, node.clock()), held_card(tx, peer)
+    if held is None or held.version >= node.card.version:
+        return (newest,)
+    besides = [key for key in newest_first(_valid(node.card, role, node)) if key.kid != newest.kid][:_MOST_BESIDES]
+    known = newest_first(_valid(held, role, node))
+    if known and not {key.kid for key in known} & {newest.kid, *(key.kid for key in besides)}:
+        besides = [*besides[: _MOST_BESIDES - 1], known[0]]
+    return (newest, *(node.keys.signer_of(key) for key in besides))
+
+
+def tls_for(node: Node, tx: Connection, peer: NodeId) -> TlsIdentity:
+    """What this node presents when it calls `peer`. Raises LockedError, UsageError."""
+    return node.keys.tls(_usable(node, (held_card(tx, peer),), Role.TLS), node.clock())
+
+
+def tls_for_all(node: Node, tx: Connection) -> TlsIdentity:
+    """What this node presents to whoever calls: a server has one certificate. Raises LockedError, UsageError."""
+    return node.keys.tls(_usable(node, _held_by_all(tx), Role.TLS), node.clock())
+
+
+def held_card(tx: Connection, peer: NodeId) -> Card | None:
+    """The newest card of this node that `peer` is known to hold; None when it is no card that is kept here."""
+    document = tx.execute(
+        select(own_cards.c.document)
+        .join(peers, peers.c.our_card >= own_cards.c.version)
+        .where(peers.c.node == peer)
+        .order_by(own_cards.c.version.desc())
+        .limit(1)
+    ).scalar()
+    return None if document is None else unverified(document)
+
+
+def _held_by_all(tx: Connection) -> tuple[Card | None, ...]:
+    found = tx.execute(select(peers.c.node).where(peers.c.trusted == 1, peers.c.direct == 1)).scalars().all()
+    return tuple(held_card(tx, NodeId(peer)) for peer in found)
+
+
+def _usable(node: Node, held: Iterable[Card | None], role: Role) -> Card:
+    """The current card with the keys of `role` that stand on every one of `held` too; as it is when none of them can be
+    used."""
+    keys = _valid(node.card, role, node)
+    for card in held:
+        if card is not None and card.version < node.card.version:
+            known = {key.kid for key in card.keys}
+            keys = tuple(key for key in keys if key.kid in known)
+    return replace(node.card, keys=keys) if keys else node.card
+
+
+def _valid(card: Card, role: Role, node: Node) -> tuple[OnlineKey, ...]:
+    """The keys of `role` that are valid now and whose private halves lie here."""
+    try:
+        valid = card.valid_keys(role, node.clock())
+    except KeyringError:
+        return ()
+    return tuple(key for key in valid if node.keys.holds(role, key.kid))

@@ -1,0 +1,161 @@
+"""Real processes that serve the homes of a `Net`, as a service manager would start them."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from federation.model import NodeId
+from node import lock, main, owncard, peers
+from node.store.database import write
+from tests.e2e.net import Net, until
+from tests.nodes import ADDRESS
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30
+_ask = build_opener(ProxyHandler({}))
+
+
+class Serving:
+    """`apostille serve` on one home. `metrics` is where it tells how it is, once it is ready."""
+
+    def __init__(self, home: Path, prelude: str = "", **environment: str) -> None:
+        self.home = home
+        self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._manager.bind(f"\0apostille-{os.getpid()}-{id(self)}")
+        self._manager.settimeout(PATIENCE_S)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("APOSTILLE_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"{prelude}\nfrom node.cli import main; main()", "--home", str(home), "serve"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=home.parent,
+            env={
+                **kept,
+                "PYTHONPATH": str(ROOT),
+                "NOTIFY_SOCKET": f"@{self._manager.getsockname()[1:].decode()}",
+                **environment,
+            },
+        )
+
+    def told(self) -> str:
+        """What it tells the service manager next."""
+        return self._manager.recv(100).decode()
+
+    def ready(self) -> "Serving":
+        """Itself, once it has said that it is ready."""
+        assert self.told() == "READY=1"
+        return self
+
+    @property
+    def metrics(self) -> str:
+        """Where it tells how it is."""
+        lines = (self.home / "apostille.log").read_text("utf-8").splitlines()
+        return next(line for line in reversed(lines) if "event=metrics" in line).rpartition("=")[2]
+
+    def health(self) -> str:
+        """What /healthz says."""
+        try:
+            with _ask.open(f"http://{self.metrics}/healthz", timeout=PATIENCE_S) as answer:
+                return str(answer.read().decode().strip())
+        except HTTPError as e:
+            with e:
+                return e.read().decode().strip()
+
+    def count(self, name: str, **labels: str) -> float:
+        """A sample of /metrics; 0 when there is none."""
+        with _ask.open(f"http://{self.metrics}/metrics", timeout=PATIENCE_S) as answer:
+            text = answer.read().decode()
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    def tell(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        self.process.send_signal(number)
+
+    def ended(self, within_s: float = PATIENCE_S) -> tuple[int, str]:
+        """Its exit code and what it wrote to stderr, once it has ended."""
+        _, said = self.process.communicate(timeout=within_s)
+        return self.process.returncode, said
+
+    def close(self) -> None:
+        """Ends it if it has not ended, and whatever it was."""
+        self.process.kill()
+        self.process.communicate()
+        self._manager.close()
+
+
+@contextmanager
+def serving(home: Path, prelude: str = "", **environment: str) -> Iterator[Serving]:
+    """A server that was started; it may not be ready yet."""
+    made = Serving(home, prelude, **environment)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def settle(net: Net, *names: NodeId, host: str = "127.0.0.1") -> None:
+    """Gives each node an address that its card and its settings name, and lets it tell how it is."""
+    for name in names:
+        node = net.world[name]
+        family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        with socket.create_server((host.strip("[]"), 0), family=family) as probe:
+            listen = f"{host}:{probe.getsockname()[1]}"
+        card = replace(node.card, version=node.card.version + 1, endpoint=listen)
+        document = main.sign_card(card, node.keys)
+        with write(node.engine) as tx:
+            owncard.store(tx, card, document, at=node.clock(), by="alice")
+        node.own.reload()
+        for other in net.world.nodes.values():
+            if other is not node:
+                peers.enrol(other, document)
+        net.addresses[name] = listen
+        path = node.home / "apostille.yaml"
+        lines = f'metrics: "{host}:0"\nlog: {{file: apostille.log}}\n'
+        path.write_text(path.read_text("utf-8").replace(ADDRESS, listen) + lines, encoding="utf-8")
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Inside, nobody else can write to the database of `home`, and whoever tries waits."""
+    connection = sqlite3.connect(home / "apostille.db", isolation_level=None, timeout=PATIENCE_S)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+def is_free(home: Path) -> bool:
+    """Whether nobody serves `home`."""
+    with lock.hold(home):
+        return lock.serving_address(home) is None or not (home / lock.STATE_FILE).exists()
+
+
+def refuses_connections(address: str) -> bool:
+    """Whether nobody listens on `address`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def until_draining(server: Serving) -> None:
+    """Waits until a server drains and has closed its door."""
+    until(lambda: server.health() == "draining")

@@ -1,0 +1,144 @@
+"""kill -9 of either side at random moments of a sync: nothing is lost, nothing repeated, the roots are equal.
+
+Real processes on loopback, real gRPC. Each run copies two homes between which 500 advisories wait, starts the sender's
+server and the receiver's sync, kills one of them at a random moment, once or several times, and lets them go on.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from federation import merkle
+from federation.model import Country
+from node import inbox, main, peers, releases, sync
+from node.context import Node
+from node.feeds import leaf_hashes, out_feed
+from node.store.database import read
+from node.store.tables import in_entries
+from tests.e2e.net import free_port
+from tests.faults.campaign import count
+from tests.faults.zygote import Zygote
+from tests.nodes import COUNTRY_OF, DE, FR, PEOPLE, Clock, World, agree, document, import_document
+
+ADVISORIES = 500
+RUNS = count(40, 200)
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Homes of FR and DE: 500 advisories in the feed from FR to DE, of which DE has none."""
+    folder = tmp_path_factory.mktemp("waiting")
+    made = {}
+    for name in (FR, DE):
+        address = f"127.0.0.1:{free_port()}"
+        main.init_home(
+            folder / name, name, Country(name[5:7].upper()), address, address, roots=1, threshold=1, packs=()
+        )
+        made[name] = replace(main.open_node(folder / name), actor="alice", people=PEOPLE)
+    world = World(made, Clock(main.utc_now()))
+    for receiver, sender in ((FR, DE), (DE, FR)):
+        peers.enrol(world[receiver], world[sender].card_bytes)
+    agree(world)
+    for number in range(ADVISORIES):
+        releases.release(world[FR], import_document(world[FR], document(f"K-{number:03}")))
+    world.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    with Zygote(tmp_path_factory.mktemp("logs")) as made:
+        yield made
+
+
+def test_kill_9_at_random_moments_loses_and_repeats_nothing(waiting: Path, tmp_path: Path, zygote: Zygote) -> None:
+    seed = random.randrange(1 << 32)  # noqa: S311 - told below, so that a run can be repeated
+    chance = random.Random(seed)  # noqa: S311
+    undisturbed_s, kills = 1.0, {"sender": 0, "receiver": 0}
+    for run in range(RUNS):
+        what = f"seed {seed}, run {run}"
+        homes = _copy(waiting, tmp_path / str(run))
+        sender = _serve(zygote, homes[FR])
+        began = time.monotonic()
+        receiver = zygote.start(homes[DE], "sync")
+        strikes = 0 if run == 0 else chance.choice((1, 1, 2, 3))  # the first run measures how long it takes
+        for _ in range(strikes):
+            time.sleep(chance.uniform(0, undisturbed_s / strikes))  # the moment is what the test is about
+            if chance.random() < 0.5:
+                kills["sender"] += _kill(zygote, sender)
+                sender = _serve(zygote, homes[FR])
+            else:
+                kills["receiver"] += _kill(zygote, receiver)
+                receiver = zygote.start(homes[DE], "sync")
+        _finish(zygote, homes[DE], receiver, what)
+        if run == 0:
+            undisturbed_s = time.monotonic() - began
+        os.kill(sender, signal.SIGKILL)
+        zygote.wait(sender)
+        _check(homes, what)
+        shutil.rmtree(tmp_path / str(run))
+    assert min(kills.values()) > RUNS // 8, kills  # processes did die in the middle
+    print(f"{RUNS} runs of {ADVISORIES} advisories, killed: {kills}, an undisturbed sync took {undisturbed_s:.1f} s")
+
+
+def _copy(waiting: Path, folder: Path) -> dict[str, Path]:
+    """Fresh copies of both homes."""
+    shutil.copytree(waiting, folder)
+    return {name: folder / name for name in (FR, DE)}
+
+
+def _serve(zygote: Zygote, home: Path) -> int:
+    return zygote.start(home, "serve")
+
+
+def _kill(zygote: Zygote, process: int) -> int:
+    """Kills a process; 1 if it was still running."""
+    if zygote.ended(process):
+        return 0
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+    return int(zygote.wait(process) == -signal.SIGKILL)
+
+
+def _finish(zygote: Zygote, home: Path, receiver: int, what: str) -> None:
+    """Syncs until it succeeds: a retry mends what a killed sender broke."""
+    end = time.monotonic() + PATIENCE_S
+    while zygote.wait(receiver):
+        assert time.monotonic() < end, f"{what}: {zygote.log(receiver)}"
+        receiver = zygote.start(home, "sync")
+
+
+def _check(homes: dict[str, Path], what: str) -> None:
+    fr, de = (main.open_node(homes[name]) for name in (FR, DE))
+    with read(fr.engine) as tx:
+        feed = out_feed(tx, DE)
+        sent = leaf_hashes(tx, feed.id, feed.size)
+    held = sync.load_state(de, FR)
+    with read(de.engine) as tx:
+        rows = tx.execute(
+            select(in_entries.c.seq, in_entries.c.leaf_hash)
+            .where(in_entries.c.feed == held.id)
+            .order_by(in_entries.c.seq)
+        ).all()
+    assert [row.seq for row in rows] == list(range(len(sent))), what
+    assert [row.leaf_hash for row in rows] == sent, what
+    assert held.state.edge.root() == feed.edge.root() == merkle.root(sent), what
+    assert feed.receipt_size == feed.size, what
+    names = sorted(item.name for item in inbox.items(de, every_state=True))
+    assert names == [f"K-{number:03}" for number in range(ADVISORIES)], what
+    _close(fr, de)
+
+
+def _close(*nodes: Node) -> None:
+    for node in nodes:
+        node.engine.dispose()
