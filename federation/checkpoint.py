@@ -123,6 +123,21 @@ def sign(checkpoint: Checkpoint, key_name: str, sign: Callable[[bytes], bytes], 
     return body + b"\n" + _line(key, _Algorithm.ED25519, sign(body))
 
 
+def sign_besides(note: bytes, key_name: str, sign: Callable[[bytes], bytes], public_key: bytes) -> bytes:
+    """`note` with one more line: the same signature by another key, for readers who know that one.
+
+    Raises MalformedError for a note that is none, SignatureError if it already has a line of this key, and
+    TooLargeError when no line more fits.
+    """
+    parsed = _parse(note)
+    key = VerifierKey(key_name, public_key)
+    if parsed.payloads(key, _Algorithm.ED25519):
+        raise SignatureError("note: this key has signed it already")
+    signed = note + _line(key, _Algorithm.ED25519, sign(parsed.body))
+    _parse(signed)
+    return signed
+
+
 def cosign(note: bytes, cosigner_name: str, time: int, sign: Callable[[bytes], bytes], public_key: bytes) -> bytes:
     """`note` with one more line: the cosignature at `time` (POSIX seconds) by the cosigner. C2SP tlog-cosignature.
 

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from federation import limits
+from federation.checkpoint import parse_origin_line
 from federation.errors import MalformedError, TooLargeError
 from federation.model import (
     Attribution,
@@ -64,10 +65,14 @@ class AgreementOffer:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """The sender takes back entries of its own; `reason` is a rule id."""
+    """The sender takes back entries of its own; `reason` is a rule id.
+
+    They are entries of this feed, or of the earlier epoch that `feed` names: an epoch that has ended grows no more.
+    """
 
     seqs: tuple[int, ...]
     reason: str
+    feed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,8 @@ def write(envelope: Envelope) -> bytes:
         part = entry.withdrawal if isinstance(body, Withdrawal) else entry.purge
         part.seqs.extend(body.seqs)
         part.reason = body.reason
+        if isinstance(body, Withdrawal):
+            entry.withdrawal.feed = body.feed
     elif isinstance(body, NewEpoch):
         entry.epoch.previous, entry.epoch.final, entry.epoch.reason = body.previous, body.final, body.reason
     else:
@@ -205,7 +212,8 @@ def kind_of(body: Body) -> Kind:
 
 def spoken_by(body: Body, version: int) -> bool:
     """Whether a node of protocol `version` can read an entry with this body."""
-    return version > 1 or (kind_of(body) in _VERSION_1 and not (isinstance(body, Delivery) and body.grant))
+    later = (isinstance(body, Delivery) and body.grant) or (isinstance(body, Withdrawal) and body.feed)
+    return version > 1 or (kind_of(body) in _VERSION_1 and not later)
 
 
 def read_item(item: wire.PageItem) -> bytes | ErasedItem:
@@ -301,7 +309,7 @@ def _read_body(entry: wire.Entry) -> Body:
             entry.presentation.grant,
         )
     if kind is Kind.WITHDRAWAL:
-        return Withdrawal(_earlier(entry.withdrawal.seqs, entry, kind), _reason(entry.withdrawal.reason, kind))
+        return _read_withdrawal(entry)
     if kind is Kind.PURGE:
         return Purge(_earlier(entry.purge.seqs, entry, kind), _reason(entry.purge.reason, kind))
     if kind is Kind.RECALL:
@@ -313,9 +321,23 @@ def _read_body(entry: wire.Entry) -> Body:
     return _DOCUMENTS[kind](getattr(entry, kind).document)
 
 
-def _earlier(listed: Iterable[int], entry: wire.Entry, kind: Kind, *, least: int = 1) -> tuple[int, ...]:
+def _read_withdrawal(entry: wire.Entry) -> Withdrawal:
+    """Of this feed, or of an epoch of it that is earlier than this one."""
+    body, reason = entry.withdrawal, _reason(entry.withdrawal.reason, Kind.WITHDRAWAL)
+    if not body.feed:
+        return Withdrawal(_earlier(body.seqs, entry, Kind.WITHDRAWAL), reason)
+    *here, epoch = parse_origin_line(entry.feed)
+    *there, earlier = parse_origin_line(body.feed)
+    if here != there or earlier >= epoch:
+        raise MalformedError("withdrawal: the feed that it names is no earlier epoch of this one")
+    return Withdrawal(_earlier(body.seqs, entry, Kind.WITHDRAWAL, ended=True), reason, body.feed)
+
+
+def _earlier(
+    listed: Iterable[int], entry: wire.Entry, kind: Kind, *, least: int = 1, ended: bool = False
+) -> tuple[int, ...]:
     seqs = tuple(listed)
-    if len(seqs) < least or list(seqs) != sorted(set(seqs)) or (seqs and seqs[-1] >= entry.seq):
+    if len(seqs) < least or list(seqs) != sorted(set(seqs)) or (seqs and not ended and seqs[-1] >= entry.seq):
         raise MalformedError(f"{kind}: it must name earlier entries, in order, each once")
     return seqs
 

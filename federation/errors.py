@@ -21,6 +21,7 @@
         ├── HandlingError         BAD_HANDLING       handling missing, unknown or malformed
         ├── TermsError            BAD_TERMS          terms wider than handling or agreement, or for another node
         ├── EquivocationError     EQUIVOCATION       two cores under one revision
+        ├── CardError             BAD_CARD           a card that does not follow from the one that is known
         ├── GrantError            BAD_GRANT          the grant beside a relayed core does not cover it
         ├── RecalledError         RECALLED           the origin has recalled this revision
         ├── VersionError          VERSION            no protocol version that both sides speak
@@ -153,6 +154,12 @@ class EquivocationError(RemoteError):
     """The origin signed two cores under one revision."""
 
     code = "EQUIVOCATION"
+
+
+class CardError(RemoteError):
+    """A card that holds by itself but does not follow from the one that is known, so that people must look."""
+
+    code = "BAD_CARD"
 
 
 class GrantError(RemoteError):

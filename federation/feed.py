@@ -290,7 +290,8 @@ def _settle(state: FeedState, page: PageBytes, read: tuple[PageEntry, ...]) -> t
             still.append(item)
             continue
         body = arrived[item.erased_by]
-        if not isinstance(body, (Withdrawal, RecallOrder, Purge)) or item.seq not in body.seqs:
+        elsewhere = isinstance(body, Withdrawal) and body.feed  # it takes back entries of an earlier epoch
+        if not isinstance(body, (Withdrawal, RecallOrder, Purge)) or elsewhere or item.seq not in body.seqs:
             raise ErasureError(f"entry {item.seq} is said to be erased by {item.erased_by}, which does not name it")
     if len(still) > MAX_PENDING_ERASURES:
         raise TooLargeError(f"{state.origin}: over {MAX_PENDING_ERASURES} items wait for the entry that erased them")

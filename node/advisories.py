@@ -23,7 +23,7 @@ from federation.marking import mark
 from federation.model import Category, Handling, JsonObject, Onward, Purpose, Role, Tier, Tlp
 from federation.outbound import Draft, OwnAdvisory
 from federation.yamltext import mapping
-from node import approvals
+from node import approvals, signing
 from node.approvals import Act, Request
 from node.context import Node
 from node.people import Post
@@ -178,7 +178,7 @@ def issue(node: Node, tx: Connection, name: str) -> tuple[Summary, OwnAdvisory]:
     """The signed advisory: signed now if it was a draft. Raises NotFoundError and whatever `outbound.issue` raises."""
     row = _row(tx, name)
     if row.core is None:
-        signer = node.keys.signer(Role.ISSUE, node.card, node.clock())
+        signer = signing.signer_for_all(node, tx, Role.ISSUE)
         draft = _draft(node, row)
         issued = outbound.issue(draft, node.labels, kid=signer.kid, sign=signer.sign, entropy=node.entropy)
         own = outbound.reopen(issued.core, issued.disclosures, node.labels)

@@ -19,7 +19,7 @@ from federation.entries import AgreementOffer
 from federation.errors import NotAdmittedError, NotFoundError, UsageError
 from federation.limits import MAX_CONTROL_BYTES
 from federation.model import NodeId, Role, node_id
-from node import control
+from node import control, signing
 from node.context import Node
 from node.peers import keyring, trusted_cards
 from node.people import Post
@@ -230,5 +230,6 @@ def _find(tx: Connection, reference: str) -> Held:
 
 
 def _sign(node: Node, agreement: Agreement) -> jws.Signature:
-    signer = node.keys.signer(Role.ISSUE, node.card, node.clock())
+    with read(node.engine) as tx:
+        signer = signing.signer_for_all(node, tx, Role.ISSUE)
     return jws.sign(agreement.canonical, terms.JWS_TYPE, f"{node.id}/{signer.kid}", signer.sign)

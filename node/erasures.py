@@ -1,8 +1,8 @@
 """Erasing what was sent: the entry that says so, and the row of the ledger beside it.
 
 Bytes of an outgoing feed go only together with an entry of the same feed that names them, so that every page and every
-proof still adds up. Nothing is sent from a feed whose epoch has ended, but its bytes have to go as well: there the entry
-is appended for our own books alone. The caller scrubs after the commit.
+proof still adds up. Nothing is sent from a feed whose epoch has ended, but its bytes have to go as well: there the
+entry is appended for our own books alone. The caller scrubs after the commit.
 """
 
 from collections.abc import Collection, Mapping
@@ -43,9 +43,7 @@ def standing(
     return found
 
 
-def erase(
-    node: Node, tx: Connection, card: Card, epoch: int, body: Erasing, facts: JsonObject, *, by: str
-) -> Place:
+def erase(node: Node, tx: Connection, card: Card, epoch: int, body: Erasing, facts: JsonObject, *, by: str) -> Place:
     """Appends `body` to the feed of `epoch` to a peer, and erases the entries that it names. `facts` go into the
     ledger with them.
 

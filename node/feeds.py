@@ -20,10 +20,9 @@ from federation.keyring import Card, unverified
 from federation.limits import MAX_PAGE_BYTES, MAX_PAGE_ITEMS, NONCE_BYTES
 from federation.merkle import RightEdge
 from federation.model import NodeId, Role
-from node import alarms, ledger
+from node import alarms, ledger, signing
 from node.alarms import Alarm
 from node.context import Node
-from node.keys import Signer
 from node.ledger import Act
 from node.store.database import one_row, read, write
 from node.store.tables import card_deliveries, out_entries, out_feeds, own_cards, peers
@@ -161,32 +160,40 @@ def head(node: Node, tx: Connection, feed: OutFeed, size: int) -> bytes:
     """The signed checkpoint of `feed` at `size`. Raises NotFoundError for a size that it never had."""
     if size > feed.size:
         raise NotFoundError(f"the feed to {feed.peer} has {feed.size} entries, not {size}")
-    signer = signer_for(node, tx, feed.peer, Role.FEED)
+    signer, *besides = signing.signers_for(node, tx, feed.peer, Role.FEED)
     checkpoint = Checkpoint(feed.origin, size, root_at(tx, feed, size))
-    return notes.sign(checkpoint, feed.origin, signer.sign, signer.public)
+    note = notes.sign(checkpoint, feed.origin, signer.sign, signer.public)
+    for old in besides:
+        note = notes.sign_besides(note, feed.origin, old.sign, old.public)
+    return note
 
 
 def latest_head(node: Node, tx: Connection, feed: OutFeed) -> bytes:
     """The newest signed head, with this log's own timestamped cosignature."""
-    signer = signer_for(node, tx, feed.peer, Role.FEED)
-    note = head(node, tx, feed, feed.size)
-    return notes.cosign(note, feed.origin, int(node.clock().timestamp()), signer.sign, signer.public)
+    note, now_s = head(node, tx, feed, feed.size), int(node.clock().timestamp())
+    for signer in signing.signers_for(node, tx, feed.peer, Role.FEED):
+        note = notes.cosign(note, feed.origin, now_s, signer.sign, signer.public)
+    return note
 
 
-def signer_for(node: Node, tx: Connection, peer: NodeId, role: Role) -> Signer:
-    """The key of `role` for what goes to `peer`: of the newest card of ours that it is known to hold.
+signer_for = signing.signer_for  # the key for what is signed once and goes to one peer
 
-    So a new key is used with each peer from the moment on at which it can verify it, and no sooner, as long as the old
-    one is valid. Raises LockedError, UsageError.
-    """
-    known = tx.execute(
-        select(own_cards.c.document)
-        .join(peers, peers.c.our_card >= own_cards.c.version)
-        .where(peers.c.node == peer)
-        .order_by(own_cards.c.version.desc())
-        .limit(1)
-    ).scalar_one()
-    return node.keys.signer(role, node.own.as_known_from(known, role, node.clock()), node.clock())
+
+def note_cards(node: Node, feed: OutFeed, cursor: int) -> None:
+    """What the receiver's cursor says of our cards that it holds: one that comes from a backup may hold less again."""
+    delivered = (card_deliveries.c.peer == feed.peer) & (card_deliveries.c.feed == feed.id)
+    with read(node.engine) as tx:
+        rows = tx.execute(select(card_deliveries.c.version, card_deliveries.c.seq).where(delivered)).all()
+        if not rows:
+            return
+        held = max((row.version for row in rows if row.seq < cursor), default=None)
+        if held is None:
+            before = own_cards.c.version < min(row.version for row in rows)
+            held = tx.execute(select(func.max(own_cards.c.version)).where(before)).scalar_one()
+        known = tx.execute(select(peers.c.our_card).where(peers.c.node == feed.peer)).scalar_one()
+    if held is not None and held != known:
+        with write(node.engine) as tx:
+            tx.execute(update(peers).where(peers.c.node == feed.peer).values(our_card=held))
 
 
 def earlier_origins(node: Node, feed: OutFeed) -> tuple[str, ...]:

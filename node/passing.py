@@ -64,8 +64,7 @@ def pass_on(
         leaves, outcomes = _judge_each(node, tx, held, cards, _keep_back(held, withhold))
         agreements = in_force(tx, node.clock())
         outcomes = tuple(
-            _append(node, tx, held, outcome, leave, agreements)
-            for outcome, leave in zip(outcomes, leaves, strict=True)
+            _append(node, tx, held, outcome, leave, agreements) for outcome, leave in zip(outcomes, leaves, strict=True)
         )
     return item, outcomes
 
@@ -167,9 +166,10 @@ def _judge_under(
     if agreement is None or not decision.shares_anything:
         held_back = "a duty to send it conflicts with the rules that withhold it" if decision.owed else None
         return Outcome(card.node, decision, None, held_back, None)
+    if card.speaks < _VERSION:
+        why = f"{card.node} speaks protocol version {card.speaks}, which takes nothing that is passed on"
+        return Outcome(card.node, decision, None, why, None)
     try:
-        if card.speaks < _VERSION:
-            raise HeldError(f"{card.node} speaks protocol version {card.speaks}, which takes nothing that is passed on")
         presented = present(held.advisory, decision)
         relays.narrowed_terms(node, held, card.node, agreement)
     except (HeldError, TermsError) as e:
@@ -196,9 +196,7 @@ def _append(
     terms = relays.narrowed_terms(node, held, outcome.peer, agreement)
     body = Delivery(outcome.presented.presentation, terms, grant)
     place = feeds.append(node, tx, outcome.peer, body, inbox=held.item)
-    releases.enter(
-        node, tx, outcome.peer, place, held.origin, held.name, held.revision, terms, elements, act="relay"
-    )
+    releases.enter(node, tx, outcome.peer, place, held.origin, held.name, held.revision, terms, elements, act="relay")
     return Outcome(outcome.peer, outcome.decision, outcome.presented, None, place.seq)
 
 
@@ -209,9 +207,7 @@ def _standing(
     feed = feeds.out_feed(tx, peer)
     row = tx.execute(
         select(ledger_table.c.seq, ledger_table.c.record, out_entries.c.data)
-        .join(
-            out_entries, (out_entries.c.feed == ledger_table.c.feed) & (out_entries.c.seq == ledger_table.c.seq)
-        )
+        .join(out_entries, (out_entries.c.feed == ledger_table.c.feed) & (out_entries.c.seq == ledger_table.c.seq))
         .join(inbox, inbox.c.id == out_entries.c.inbox)
         .where(
             ledger_table.c.kind == Act.RELEASE,

@@ -71,7 +71,7 @@ def enrol(node: Node, data: bytes, *, direct: bool = True) -> Card:
             card = _checked(node, data, None)
             _enrol(node, tx, card, data, direct=direct)
         else:
-            card = take_card(node, tx, data, by=node.actor)
+            card = take_card(node, tx, data, by=node.actor, people=True)
             if direct and not row.direct:
                 tx.execute(update(peers).where(peers.c.node == card.node).values(direct=1))
                 _make_feeds(node, tx, card.node)
@@ -79,26 +79,33 @@ def enrol(node: Node, data: bytes, *, direct: bool = True) -> Card:
     return card
 
 
-def take_card(node: Node, tx: Connection, data: bytes, by: str) -> Card:
+def take_card(node: Node, tx: Connection, data: bytes, by: str, *, people: bool = False) -> Card:
     """Takes a newer card of a node that is known, by the roots that are known; the very same changes nothing.
 
     Keys that it drops, or ends sooner, keep speaking for the entries below the newest head that each feed had shown.
+    Another jurisdiction is taken only where `people` have looked at the card: by whose law the node lives changes.
     Raises a RemoteError, NotFoundError for a node that is not known, ConflictError for a card that does not follow.
     """
     row = tx.execute(select(peers).where(peers.c.node == _name_on(data))).one_or_none()
     if row is None:
         raise NotFoundError("this is the card of a node that is not enrolled here")
-    if row.card == data:
-        return unverified(data)
     old = unverified(row.card)
+    if unverified(data) == old:  # with the signatures of earlier roots, or without
+        return old
     card = _checked(node, data, old.roots)
     if card.version <= old.version:
         raise ConflictError(f"{card.node}: card {card.version} does not follow the enrolled card {old.version}")
+    if card.jurisdiction != old.jurisdiction and not people:
+        raise ConflictError(
+            f"{card.node} moves from {old.jurisdiction} to {card.jurisdiction}: look at its new card, and enrol it as a"
+            " file: apostille peer enrol CARD"
+        )
     now = node.clock()
     _keep_floors(tx, old, card, now)
     tx.execute(update(peers).where(peers.c.node == card.node).values(card=data, card_version=card.version))
     tx.execute(insert(peer_cards).values(node=card.node, version=card.version, document=data, taken_at=now))
-    record(tx, at=now, by=by, act="peer.card", subject=card.node, detail=f"card {card.version}")
+    roots = "" if card.roots == old.roots else ", other root keys"
+    record(tx, at=now, by=by, act="peer.card", subject=card.node, detail=f"card {card.version}{roots}")
     return card
 
 
@@ -148,6 +155,20 @@ def all_peers(node: Node) -> tuple[Peer, ...]:
     with read(node.engine) as tx:
         rows = tx.execute(select(peers).order_by(peers.c.node)).all()
     return tuple(Peer(unverified(row.card), bool(row.trusted), bool(row.direct), row.enrolled_at) for row in rows)
+
+
+def root_changes(node: Node) -> dict[NodeId, datetime]:
+    """The peers that have other root keys than those with which they were enrolled, and since when they are known."""
+    first: dict[NodeId, RootSet] = {}
+    changed: dict[NodeId, tuple[RootSet, datetime]] = {}
+    with read(node.engine) as tx:
+        rows = tx.execute(select(peer_cards).order_by(peer_cards.c.node, peer_cards.c.version)).all()
+    for row in rows:
+        name, roots = NodeId(row.node), unverified(row.document).roots
+        last = changed[name][0] if name in changed else first.setdefault(name, roots)
+        if roots != last:
+            changed[name] = (roots, row.taken_at)
+    return {name: since for name, (_, since) in changed.items()}
 
 
 def trusted_card(node: Node, peer: NodeId) -> Card:
@@ -202,7 +223,7 @@ def _enrol(node: Node, tx: Connection, card: Card, data: bytes, *, direct: bool)
             card_version=card.version,
             trusted=1,
             direct=int(direct),
-            our_card=node.card.version,
+            our_card=node.own.oldest_of_use(now),
             enrolled_at=now,
             enrolled_by=node.actor,
         )
@@ -251,16 +272,16 @@ def open_in_feed(node: Node, tx: Connection, peer: NodeId, epoch: int) -> None:
 
 
 def _keep_floors(tx: Connection, old: Card, new: Card, now: datetime) -> None:
-    """For each `issue` key that stops being valid: up to where every feed is covered by a head that was held before."""
-    staying = {key.kid for key in new.keys if key.role is Role.ISSUE and key.valid_at(now)}
-    ended = [key for key in old.keys if key.role is Role.ISSUE and key.kid not in staying]
-    feeds = tx.execute(select(in_feeds.c.id, in_feeds.c.newest)).all() if ended else ()
-    for key in ended:
+    """For each valid `issue` key that goes or ends sooner: up to where every feed is covered by a head held before."""
+    ends = {key.kid: key.valid_until for key in new.keys if key.role is Role.ISSUE}
+    valid = (key for key in old.keys if key.role is Role.ISSUE and key.valid_at(now))
+    lost = [key for key in valid if key.kid not in ends or ends[key.kid] < key.valid_until]
+    feeds = tx.execute(select(in_feeds.c.id, in_feeds.c.newest)).all() if lost else ()
+    for key in lost:
         for feed in feeds:
             size = Checkpoint.of(feed.newest).size if feed.newest else 0
             names = {"node": old.node, "kid": key.kid, "feed": feed.id}
-            known = tx.execute(select(key_floors.c.size).filter_by(**names)).one_or_none()
-            if known is None:
+            if tx.execute(update(key_floors).filter_by(**names).values(size=size)).rowcount == 0:
                 tx.execute(insert(key_floors).values(public=key.public, size=size, **names))
 
 

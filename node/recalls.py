@@ -6,87 +6,39 @@ origin's own copy stays, as its record, and is released no more. A peer of proto
 Receiving one: it may come before the advisory, and bars what it names from then on, whoever delivers it. Every copy
 goes, on every feed and from quarantine; the order goes on, as it was signed, to everybody to whom this node passed the
 advisory on; and the origin is answered with a signed statement, by the way on which the order came. Of a revision that
-its origin signed twice, every disclosure goes too: an incident keeps the signed cores, which hold digests, and so proves
-the contradiction without what the advisory said.
+its origin signed twice, every disclosure goes too: an incident keeps the signed cores, which hold digests, and so
+proves the contradiction without what the advisory said.
 
-What a node says of its purge is its assertion (I12): kept with its name, shown, and missed after seven days.
+Who has to follow an order, and what they answered, is `node.answers`.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, insert, select, update
 
 from federation import entries, recall, sdjwt
-from federation.entries import Delivery, Purge, RecallOrder, Said, Withdrawal
+from federation.entries import Delivery, Purge, RecallOrder, Withdrawal
 from federation.errors import HeldError, NotFoundError, RecalledError, RemoteError, UsageError
 from federation.inbound import Advisory
 from federation.keyring import Card, Keyring, unverified
 from federation.model import JsonObject, NodeId, Onward, Role
 from federation.recall import Reason, Recall
-from federation.statement import Kind, Outcome, Statement, Subject
-from node import control, erasures, feeds, inbox, ledger, statements
+from federation.statement import Kind, Outcome, Subject
+from node import answers, erasures, feeds, inbox, ledger, signing, statements
 from node.alarms import Alarm, raise_alarm
+from node.answers import HolderState, Order
 from node.context import Node
 from node.inbox import Disposition, InboxState
-from node.ledger import Act
 from node.peers import trusted_cards
 from node.people import Post
 from node.store.database import read, record, scrub, storable, write
-from node.store.tables import advisories, alarms, grants, in_entries, out_entries, out_feeds, peers
+from node.store.tables import advisories, grants, in_entries, out_entries, out_feeds, peers, recall_holders
 from node.store.tables import inbox as inbox_table
-from node.store.tables import recall_holders as holders_table
 from node.store.tables import recalls as recalls_table
 
-OVERDUE: Final = timedelta(days=7)  # a node that was off over a week-end and a holiday has answered by then
 _RECALLED: Final = "recalled"  # the rule id where a withdrawal or a purge stands in place of the order
-
-
-class HolderState(StrEnum):
-    """What is known of one node's copies."""
-
-    PENDING = "pending"  # the order is in the feed to it; it has not answered
-    PURGED = "purged"  # it says that its copies are gone
-    NEVER_HELD = "never-held"  # it says that it had none; it takes none from now on
-    WITHDRAWN = "withdrawn"  # its protocol version has no recalls: our deliveries to it were taken back
-    HELD = "held"  # law does not let us tell it: a person must look
-    UNREACHABLE = "unreachable"  # distrusted, or out of reach of the relay that passed the advisory on to it
-
-
-_ANSWERED: Final = {Outcome.PURGED: HolderState.PURGED, Outcome.NEVER_HELD: HolderState.NEVER_HELD}
-_UNANSWERED: Final = (HolderState.PENDING, HolderState.HELD, HolderState.UNREACHABLE)
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """One node that has to purge. `via` is the peer by whose feed the order goes to it, itself for a peer of ours.
-
-    `fetched` tells whether it has acknowledged the entry with the order; None where the order went another way.
-    """
-
-    node: NodeId
-    via: NodeId
-    state: HolderState
-    at: datetime
-    fetched: bool | None
-    overdue: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One recall and who has to follow it. `by` is the local user who gave it, or the peer it came from."""
-
-    digest: bytes
-    origin: NodeId
-    name: str
-    revisions: tuple[int, ...]
-    reason: Reason
-    at: datetime
-    by: str
-    holders: tuple[Holder, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +65,7 @@ def give(
     with write(node.engine) as tx:
         rows = _to_recall(tx, name, tuple(revisions), again=to is not None)
         now = node.clock()
-        signer = node.keys.signer(Role.ISSUE, node.card, now)
+        signer = signing.signer_for_all(node, tx, Role.ISSUE)
         named = tuple(row.revision for row in rows)
         order = recall.sign(node.id, name, named, reason, now, kid=signer.kid, sign_bytes=signer.sign)
         if tx.execute(select(recalls_table.c.digest).where(recalls_table.c.digest == order.digest)).first() is None:
@@ -122,7 +74,7 @@ def give(
         _mark(tx, order, ids)
         _tell(node, tx, order, own=ids, to=to, by=node.actor)
     scrub(node.engine)
-    return next(given for given in status(node, name) if given.digest == order.digest)
+    return next(given for given in answers.status(node, name) if given.digest == order.digest)
 
 
 def preview(node: Node, name: str) -> tuple[Reach, ...]:
@@ -139,20 +91,6 @@ def preview(node: Node, name: str) -> tuple[Reach, ...]:
         if row.facts["origin"] == node.id:
             found.setdefault(row.peer, []).append(row)
     return tuple(_reach(peer, rows, granted) for peer, rows in sorted(found.items()))
-
-
-def status(node: Node, name: str | None = None) -> tuple[Order, ...]:
-    """Every recall that was given or taken in, newest first, with those who have to follow it."""
-    query = select(recalls_table).order_by(recalls_table.c.at.desc(), recalls_table.c.digest)
-    if name is not None:
-        query = query.where(recalls_table.c.name == name)
-    fetched = {
-        (row.facts["recall"], row.peer): row.receipt for row in ledger.rows(node, acts=(Act.RECALL,))
-    }  # the last one counts: an order is sent again to whom it could not be sent before
-    with read(node.engine) as tx:
-        held = tx.execute(select(holders_table).order_by(holders_table.c.node)).all()
-        rows = tx.execute(query).all()
-    return tuple(_order(node, row, [h for h in held if h.recall == row.digest], fetched) for row in rows)
 
 
 def check_not_barred(tx: Connection, advisory: Advisory) -> None:
@@ -187,49 +125,12 @@ def receive(node: Node, tx: Connection, document: bytes, peer: NodeId, keyring: 
     _answer(node, tx, order, told, peer, held=copies > 0)  # (5)
 
 
-def answered(node: Node, tx: Connection, said: Statement, peer: NodeId) -> None:
-    """Takes in a statement of kind `purge` that `peer` brought: the answer of its author to a recall.
-
-    For our own recall it settles its author, and adds those to whom the author passed the advisory on. For another's it
-    goes on towards the origin as it was signed, by the way on which the order came.
-    """
-    digest = bytes.fromhex(said.body["recall"])
-    row = tx.execute(select(recalls_table).where(recalls_table.c.digest == digest)).one_or_none()
-    if row is None or said.recipient != row.origin:
-        return
-    now, state = node.clock(), _ANSWERED[Outcome(said.body["outcome"])]
-    if row.origin != node.id:
-        _settle(tx, digest, said.author, state, now)
-        _pass_back(node, tx, row, said, peer)
-        return
-    if not _settle(tx, digest, said.author, state, now):
-        _add(tx, digest, said.author, peer, state, now)
-    others = {
-        **dict.fromkeys(map(NodeId, said.body["passed_on"]), HolderState.PENDING),
-        **dict.fromkeys(map(NodeId, said.body["unreachable"]), HolderState.UNREACHABLE),
-    }
-    known = set(tx.execute(select(holders_table.c.node).where(holders_table.c.recall == digest)).scalars())
-    for other in sorted(others.keys() - known - {node.id}):
-        _add(tx, digest, other, said.author, others[other], now)
-
-
-def owed(tx: Connection, peer: NodeId) -> tuple[bytes, ...]:
-    """The orders that `peer` has to follow and has not answered, as they were signed: for a feed that begins anew."""
-    query = (
-        select(recalls_table.c.document)
-        .join(holders_table, holders_table.c.recall == recalls_table.c.digest)
-        .where(holders_table.c.node == peer, holders_table.c.via == peer, holders_table.c.state.in_(_UNANSWERED))
-        .order_by(recalls_table.c.at, recalls_table.c.digest)
-    )
-    return tuple(tx.execute(query).scalars())
-
-
 def send_again(node: Node) -> int:
     """Sends orders to those peers of ours that could not be told before and can be now: law changed, or their protocol
     version. Returns how many orders went out."""
     waiting = (HolderState.HELD, HolderState.WITHDRAWN)
-    query = select(holders_table).where(
-        holders_table.c.state.in_(waiting), holders_table.c.via == holders_table.c.node
+    query = select(recall_holders).where(
+        recall_holders.c.state.in_(waiting), recall_holders.c.via == recall_holders.c.node
     )
     with read(node.engine) as tx:
         if not any(_card_of(tx, row.node) for row in tx.execute(query).all()):
@@ -250,26 +151,11 @@ def send_again(node: Node) -> int:
                 erasures.erase(node, tx, card, current, body, _facts(order), by=feeds.POLICY)
             except HeldError:
                 continue
-            _settle(tx, order.digest, card.node, HolderState.PENDING, node.clock())
+            answers.note(tx, order.digest, card.node, HolderState.PENDING, node.clock(), via=card.node)
             sent += 1
     if sent:
         scrub(node.engine)
     return sent
-
-
-def check_answers(node: Node) -> None:
-    """Raises an alarm, once, for each recall of ours that somebody has not answered after seven days."""
-    missing = [order for order in status(node) if order.origin == node.id and any(h.overdue for h in order.holders)]
-    if not missing:
-        return
-    with write(node.engine) as tx:
-        for order in missing:
-            subject = f"{order.name} {order.digest.hex()[:12]}"
-            raised = select(alarms.c.id).where(alarms.c.kind == Alarm.RECALL, alarms.c.subject == subject)
-            if tx.execute(raised).first() is None:
-                late = ", ".join(holder.node for holder in order.holders if holder.overdue)
-                detail = f"no answer from {late}; see: apostille recall status"
-                raise_alarm(tx, Alarm.RECALL, subject, detail, node.clock())
 
 
 def _to_recall(tx: Connection, name: str, revisions: tuple[int, ...], *, again: bool) -> list[Row[Any]]:
@@ -418,8 +304,7 @@ def _tell(
         if state is HolderState.PENDING and not row.trusted:
             state = HolderState.UNREACHABLE
         told[card.node] = state
-        if not _settle(tx, order.digest, card.node, state, node.clock()):
-            _add(tx, order.digest, card.node, card.node, state, node.clock())
+        answers.note(tx, order.digest, card.node, state, node.clock(), via=card.node)
     return told
 
 
@@ -484,28 +369,6 @@ def _answer(
     statements.make(node, tx, Kind.PURGE, order.origin, body, via=via, about=about, by=feeds.POLICY)
 
 
-def _pass_back(node: Node, tx: Connection, row: Row[Any], said: Statement, peer: NodeId) -> None:
-    """Passes an answer on towards the origin: to itself if we exchange with it, else to who brought us the order."""
-    cards = trusted_cards(tx)
-    card = cards.get(NodeId(row.origin)) or cards.get(NodeId(row.by))
-    if card is not None and card.node != peer and card.speaks > 1:
-        control.offer(node, tx, card, Said(said.document))
-
-
-def _settle(tx: Connection, digest: bytes, holder: NodeId, state: HolderState, at: datetime) -> bool:
-    """Notes how a holder stands, if it is one that we know; returns whether it is."""
-    changed = tx.execute(
-        update(holders_table)
-        .where(holders_table.c.recall == digest, holders_table.c.node == holder)
-        .values(state=state, at=at)
-    )
-    return changed.rowcount == 1
-
-
-def _add(tx: Connection, digest: bytes, holder: NodeId, via: NodeId, state: HolderState, at: datetime) -> None:
-    tx.execute(insert(holders_table).values(recall=digest, node=holder, via=via, state=state, at=at))
-
-
 def _card_of(tx: Connection, peer: str) -> Card | None:
     """The card of a trusted peer that knows recalls."""
     card = trusted_cards(tx).get(NodeId(peer))
@@ -525,30 +388,4 @@ def _reach(peer: NodeId, rows: list[ledger.LedgerRow], granted: Collection[tuple
         not_fetched=sum(not row.receipt for row in standing),
         taken_back=len(rows) - len(standing),
         onward=tuple(sorted(onward)),
-    )
-
-
-def _order(
-    node: Node, row: Row[Any], held: list[Row[Any]], fetched: Mapping[tuple[str, str], bool]
-) -> Order:
-    now = node.clock()
-    return Order(
-        digest=row.digest,
-        origin=NodeId(row.origin),
-        name=row.name,
-        revisions=tuple(row.revisions),
-        reason=Reason(row.reason),
-        at=row.at,
-        by=row.by,
-        holders=tuple(
-            Holder(
-                node=NodeId(h.node),
-                via=NodeId(h.via),
-                state=HolderState(h.state),
-                at=h.at,
-                fetched=fetched.get((row.digest.hex(), h.node)) if h.via == h.node else None,
-                overdue=h.state in _UNANSWERED and now - h.at >= OVERDUE,
-            )
-            for h in held
-        ),
     )

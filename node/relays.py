@@ -14,6 +14,7 @@ from typing import Final
 from sqlalchemy import Connection, exists, insert, select
 
 from federation import entries, grant, handling, outbound
+from federation.agreement import Agreement
 from federation.entries import Delivery, Granted
 from federation.errors import GrantError, HeldError, NotFoundError, TermsError, UsageError
 from federation.grant import Grant
@@ -37,7 +38,6 @@ from federation.model import (
 from federation.outbound import OwnAdvisory
 from federation.policy.decide import decide, forbidden_onward, with_products
 from node import control, feeds
-from node.agreements import Agreement
 from node.context import Node
 from node.inbox import InboxState
 from node.peers import keyring, trusted_cards
@@ -45,7 +45,7 @@ from node.people import Post
 from node.store.database import read, record, write
 from node.store.tables import advisories, grants, in_entries, inbox, out_entries, out_feeds
 
-BY_NAME_ONLY: Final = frozenset((Category.PERSONAL, Category.VICTIM, Category.SOURCE))  # a grant covers these if it says so
+BY_NAME_ONLY: Final = frozenset((Category.PERSONAL, Category.VICTIM, Category.SOURCE))  # if a grant says so
 _USABLE: Final = (InboxState.CURRENT, InboxState.SUPERSEDED)
 _NOT_GRANTED = Rule("relay/grant", "the origin's grant", "The origin's grant does not cover parts of this kind.")
 _BY_HAND = Rule("relay/by-hand", "a person's decision", "A person here keeps this part back.")

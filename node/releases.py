@@ -256,7 +256,15 @@ def _still_permitted(node: Node, tx: Connection, row: Any, card: Card, agreement
     else:
         own = advisories.by_key(node, tx, row.advisory)
         decision = decide(
-            own.elements, own.handling, node.id, node.id, card.node, card.jurisdiction, agreement, node.book, node.clock()
+            own.elements,
+            own.handling,
+            node.id,
+            node.id,
+            card.node,
+            card.jurisdiction,
+            agreement,
+            node.book,
+            node.clock(),
         )
     allowed = {e.element.path: _GAIN[e.form] for e in decision.elements}
     return all(_GAIN[Form(form)] <= allowed.get(path, 0) for path, form, _ in facts["elements"])

@@ -52,6 +52,7 @@ def pull(node: Node, caller: Card, ask: Ask, max_items: int = 0) -> Page:
     feeds.confirm(node, caller, ask)  # (3)
     if ask.receipt:
         feeds.accept_receipt(node, caller, ask.receipt)  # (4)
+    feeds.note_cards(node, feed, ask.cursor)
     limit = feeds.page_limit(max_items)
     with read(node.engine) as tx:
         feed = feeds.out_feed(tx, caller.node)

@@ -88,13 +88,15 @@ def _held_by_all(tx: Connection) -> tuple[Card | None, ...]:
 
 
 def _usable(node: Node, held: Iterable[Card | None], role: Role) -> Card:
-    """The current card with the keys of `role` that stand on every one of `held` too; as it is when none of them can be
-    used."""
+    """The current card with those keys of `role` that stand on every one of `held` too.
+
+    A card that shares none with it is left out of account: whoever holds no other needs the current one as a file.
+    """
     keys = _valid(node.card, role, node)
     for card in held:
         if card is not None and card.version < node.card.version:
             known = {key.kid for key in card.keys}
-            keys = tuple(key for key in keys if key.kid in known)
+            keys = tuple(key for key in keys if key.kid in known) or keys
     return replace(node.card, keys=keys) if keys else node.card
 
 

@@ -47,11 +47,12 @@ from federation.feed import Ask, FeedState, PageBytes, PageEntry, VerifiedPage
 from federation.inbound import Admitted, Receiver, admit, may_keep_evidence, open_delivery, read_advisory
 from federation.keyring import Card
 from federation.model import JsonObject, NodeId, Role
-from node import agreements, feeds, inbox, incidents, passing, recalls, relays, statements
+from federation.statement import Kind
+from node import agreements, answers, cards, feeds, inbox, incidents, passing, recalls, relays, signing, statements
 from node.alarms import Alarm, raise_alarm
 from node.context import Node
 from node.inbox import Disposition
-from node.peers import floors, keyring, take_card, trusted_card
+from node.peers import floors, keyring, trusted_card
 from node.store.database import one_row, read, record, scrub, write
 from node.store.tables import in_entries, in_feeds
 
@@ -128,6 +129,7 @@ def sync(node: Node, peer: NodeId, link: Link, progress: Callable[[Report], None
 def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Callable[[Report], None]) -> None:
     retried, receipt_due = False, False
     while True:
+        card = trusted_card(node, card.node)  # a page may have brought a newer one
         held = load_state(node, card.node)
         state = held.state
         receipt = _receipt(node, card.node, held) if receipt_due else b""
@@ -196,8 +198,11 @@ def _receipt(node: Node, peer: NodeId, held: Held) -> bytes:
     if not state.head or state.pending or state.cursor < held.cosigned:
         return b""
     with read(node.engine) as tx:
-        signer = feeds.signer_for(node, tx, peer, Role.RECEIPT)
-    return checkpoint.cosign(state.head, node.id, int(node.clock().timestamp()), signer.sign, signer.public)
+        signers = signing.signers_for(node, tx, peer, Role.RECEIPT)
+    note, now_s = state.head, int(node.clock().timestamp())
+    for signer in signers:
+        note = checkpoint.cosign(note, node.id, now_s, signer.sign, signer.public)
+    return note
 
 
 def _owes_receipt(state: FeedState, given: int) -> bool:
@@ -334,7 +339,9 @@ def _store(node: Node, tx: Connection, peer: NodeId, held: Held, judged: _Judged
             inbox.report_equivocation(node, tx, advisory)
     elif judged.code is not None:
         record(tx, at=now, by=peer, act=f"entry.{judged.outcome}", subject=f"{peer} {entry.seq}", detail=judged.code)
-        raise_alarm(tx, Alarm.QUARANTINE, peer, f"entry {entry.seq}: {judged.outcome}, {judged.code}", now)
+        about_card = entry.envelope is not None and isinstance(entry.envelope.body, NewCard)
+        kind = Alarm.CARD if about_card else Alarm.QUARANTINE
+        raise_alarm(tx, kind, peer, f"entry {entry.seq}: {judged.outcome}, {judged.code}", now)
 
 
 def _turned_away(judged: _Judged) -> JsonObject:
@@ -365,9 +372,11 @@ def _apply(
     elif isinstance(body, RecallOrder):
         recalls.receive(node, tx, body.document, peer, receiver.keyring)
     elif isinstance(body, Said):
-        statements.receive(node, tx, body.document, peer, receiver.keyring)
+        said = statements.receive(node, tx, body.document, peer, receiver.keyring)
+        if said is not None and said.kind == Kind.PURGE:
+            answers.receive(node, tx, said, peer)
     elif isinstance(body, NewCard):
-        take_card(node, tx, body.document, by=peer)
+        cards.receive(node, tx, body.document, peer)
     elif isinstance(body, Granted):
         relays.receive_grant(node, tx, body.document, peer, receiver.keyring)
     elif isinstance(body, NewEpoch) and held.epoch == 1:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select
 
+from config import settings
 from federation import checkpoint, handling, merkle, sdjwt
 from federation.base64url import b64url
 from federation.checkpoint import Checkpoint, origin_line
@@ -27,11 +29,12 @@ from federation.feed import Ask, PageBytes
 from federation.model import Country, JsonObject, NodeId, Presentation, Role, Terms, Tlp, instant_text
 from federation.sdjwt.profile import header
 from federation.strictjson import encode
-from node import advisories, agreements, feeds, inbox, main, peers, releases, serving, sync
+from node import advisories, agreements, feeds, inbox, main, owncard, peers, releases, serving, sync
 from node.agreements import Held
 from node.context import Node
+from node.owncard import OwnCard
 from node.people import Post
-from node.store.database import read, write
+from node.store.database import MEMORY, create, open_engine, read, write
 from node.store.tables import in_entries, out_entries, out_feeds
 
 FR, DE, IN = NodeId("cert.fr.example"), NodeId("cert.de.example"), NodeId("cert.in.example")
@@ -68,11 +71,31 @@ def _template(name: str, country: str, packs: tuple[str, ...]) -> Path:
     return folder / "home"
 
 
-def make_node(folder: Path, name: str, country: str, *, packs: tuple[str, ...] = ("eu-gdpr",)) -> Node:
-    """An open node with a home of its own below `folder`. Two of one name have the same keys."""
+def make_node(
+    folder: Path, name: str, country: str, *, packs: tuple[str, ...] = ("eu-gdpr",), database: str | None = None
+) -> Node:
+    """An open node with a home of its own below `folder`. Two of one name have the same keys.
+
+    `database` is the URL of an empty PostgreSQL database, or MEMORY; None for a file in the home.
+    """
     home = folder / name
     shutil.copytree(_template(name, country, packs), home)
-    return main.open_node(home)
+    node = main.open_node(home)
+    return node if database is None else _moved(node, database)
+
+
+def _moved(node: Node, where: str) -> Node:
+    engine = open_engine(where)
+    with create(engine, node.id, node.card.issued_at) as tx:
+        owncard.store(tx, node.card, node.card_bytes, at=node.card.issued_at, by="alice")
+    node.engine.dispose()
+    if where == MEMORY:
+        return replace(node, engine=engine, own=OwnCard(engine))
+    engine.dispose()
+    (node.home / main.DATABASE_FILE).unlink()
+    chosen = replace(main.read_settings(node.home), database=where)
+    (node.home / settings.FILE_NAME).write_text(settings.write(chosen), encoding="utf-8")
+    return main.open_node(node.home)
 
 
 @dataclass(slots=True)
@@ -107,9 +130,17 @@ class World:
             node.engine.dispose()
 
 
-def make_world(folder: Path, *names: NodeId, packs: tuple[str, ...] = ()) -> World:
+def make_world(
+    folder: Path,
+    *names: NodeId,
+    packs: tuple[str, ...] = (),
+    databases: Mapping[NodeId, str | None] = MappingProxyType({}),
+) -> World:
     """The named nodes (FR and DE if none is), enrolled with each other; no agreement yet."""
-    made = {name: make_node(folder, name, COUNTRY_OF[name], packs=packs) for name in names or (FR, DE)}
+    made = {
+        name: make_node(folder, name, COUNTRY_OF[name], packs=packs, database=databases.get(name))
+        for name in names or (FR, DE)
+    }
     clock = Clock(max(node.card.issued_at for node in made.values()) + timedelta(minutes=1))
     world = World(
         {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}, clock

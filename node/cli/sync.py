@@ -26,12 +26,14 @@ def sync(
     """
     from federation.model import NodeId
     from node import peers
+    from node.people import Post
 
     node = session.node()
+    node.allow(Post.OPERATOR)
     if peer is not None:
         cards: tuple[Card, ...] = (peers.trusted_card(node, NodeId(peer)),)
     else:
-        cards = tuple(known.card for known in peers.all_peers(node) if known.trusted)
+        cards = tuple(known.card for known in peers.all_peers(node) if known.trusted and known.direct)
     if not cards:
         screen.note("There is no peer to fetch from. Take one in with: apostille peer enrol CARD")
     done: list[tuple[Report, ApostilleError | None]] = [_fetch(node, card) for card in cards]

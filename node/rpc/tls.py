@@ -16,6 +16,7 @@ from sqlalchemy import select
 from federation.errors import KeyringError, MalformedError
 from federation.keyring import Card, open_card
 from federation.model import Role
+from node import signing
 from node.certificates import pem_of, public_key_of, public_key_of_pem
 from node.context import Node
 from node.store.database import read
@@ -45,7 +46,8 @@ def server_credentials(node: Node) -> grpc.ServerCredentials:
 
     def configuration() -> grpc.ServerCertificateConfiguration:
         now = node.clock()
-        own = node.keys.tls(node.card, now)
+        with read(node.engine) as tx:
+            own = signing.tls_for_all(node, tx)
         # nobody enrolled: gRPC needs a root, and our own key is the one that no peer holds
         roots = b"".join(_roots(trusted_cards(node), now)) or own.certificate
         return grpc.ssl_server_certificate_configuration([(own.private_key, own.certificate)], roots)
@@ -59,7 +61,8 @@ def channel_credentials(node: Node, peer: Card) -> grpc.ChannelCredentials:
     Raises LockedError, UsageError, KeyringError.
     """
     now = node.clock()
-    own = node.keys.tls(node.card, now)
+    with read(node.engine) as tx:
+        own = signing.tls_for(node, tx, peer.node)
     pinned = b"".join(_pem_of(key.public) for key in peer.valid_keys(Role.TLS, now))
     return grpc.ssl_channel_credentials(pinned, own.private_key, own.certificate)
 

@@ -27,7 +27,7 @@ from node.store.tables import in_entries
 from tests.e2e.net import free_port
 from tests.faults.campaign import count
 from tests.faults.zygote import Zygote
-from tests.nodes import COUNTRY_OF, DE, FR, PEOPLE, Clock, World, agree, document, import_document
+from tests.nodes import DE, FR, PEOPLE, Clock, World, agree, document, import_document
 
 ADVISORIES = 500
 RUNS = count(40, 200)

@@ -28,7 +28,7 @@ from federation.limits import MAX_NOTE_SIGNATURES
 from federation.model import NodeId
 
 TESTS = Path(__file__).parents[1]
-VECTORS: dict[str, Any] = json.loads((TESTS / "vectors/checkpoint.json").read_text(encoding="utf-8"))
+VECTORS: dict[str, Any] = json.loads((TESTS / "vectors/v1/checkpoint.json").read_text(encoding="utf-8"))
 CASES: list[dict[str, Any]] = VECTORS["cases"]
 
 FR, DE = NodeId("cert.fr.example"), NodeId("cert.de.example")

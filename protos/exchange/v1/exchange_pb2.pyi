@@ -177,12 +177,14 @@ class Agreement(_message.Message):
     def __init__(self, document: _Optional[bytes] = ...) -> None: ...
 
 class Withdrawal(_message.Message):
-    __slots__ = ("seqs", "reason")
+    __slots__ = ("seqs", "reason", "feed")
     SEQS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FEED_FIELD_NUMBER: _ClassVar[int]
     seqs: _containers.RepeatedScalarFieldContainer[int]
     reason: str
-    def __init__(self, seqs: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...
+    feed: str
+    def __init__(self, seqs: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., feed: _Optional[str] = ...) -> None: ...
 
 class Recall(_message.Message):
     __slots__ = ("document", "seqs")

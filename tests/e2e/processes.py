@@ -16,9 +16,9 @@ from urllib.request import ProxyHandler, build_opener
 from prometheus_client.parser import text_string_to_metric_families
 
 from federation.model import NodeId
-from node import lock, main, owncard, peers
+from node import main, owncard, peers
 from node.store.database import write
-from tests.e2e.net import Net, until
+from tests.e2e.net import Net
 from tests.nodes import ADDRESS
 
 ROOT = Path(__file__).parents[2]
@@ -140,12 +140,6 @@ def locked(home: Path) -> Iterator[None]:
         connection.close()
 
 
-def is_free(home: Path) -> bool:
-    """Whether nobody serves `home`."""
-    with lock.hold(home):
-        return lock.serving_address(home) is None or not (home / lock.STATE_FILE).exists()
-
-
 def refuses_connections(address: str) -> bool:
     """Whether nobody listens on `address`."""
     host, _, port = address.rpartition(":")
@@ -154,8 +148,3 @@ def refuses_connections(address: str) -> bool:
     except ConnectionRefusedError:
         return True
     return False
-
-
-def until_draining(server: Serving) -> None:
-    """Waits until a server drains and has closed its door."""
-    until(lambda: server.health() == "draining")
