@@ -75,6 +75,13 @@ def selection(chosen: Iterable[tuple[Element, Form]], nodes: Sequence[Node]) -> 
     )
 
 
+def raised_by_path(nodes: Sequence[Node]) -> dict[str, Category]:
+    """The paths of the elements among `nodes` whose category was raised, with that category."""
+    entries = {node.disclosure.name: _category(node) for node in nodes if _is_entry(node)}
+    found = {node.path: entries.get(node.digest) for node in nodes}
+    return {path: category for path, category in found.items() if category is not None}
+
+
 def _element(path: str, held: list[_Held], raised: Mapping[str | None, Category | None], impure: set[str]) -> Element:
     """One element from the disclosures of one path; without categories where they make no sense together."""
     full: list[_Held] = []

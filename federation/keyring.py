@@ -34,7 +34,7 @@ from federation.model import (
 
 JWS_TYPE = "card+jws"
 FINGERPRINT_BYTES = 16  # 128 bits against a second preimage: twelve words to say
-_MAX_KEYS = 32
+MAX_KEYS = 32  # of a card: a rotation of every role each month, each with a year of overlap, stays below
 _REMEMBERED = 256  # cards whose parsing is not repeated: it takes most of a millisecond
 _MAX_VERSION = 1 << 31
 _MAX_ENDPOINT = 300
@@ -138,8 +138,7 @@ def open_card(data: bytes, before: RootSet | None = None) -> Card:
     Raises MalformedError or SignatureError.
     """
     document = jws.parse(data, max_bytes=MAX_CARD_BYTES, typ=JWS_TYPE)
-    members = strictjson.decode_object(document.payload, max_bytes=MAX_CARD_BYTES, what="card")
-    card = _read(members)  # (1) (2)
+    card = read_payload(document.payload)  # (1) (2)
     if card.payload() != document.payload:  # (3)
         raise MalformedError("card: the signed bytes are not in canonical form (RFC 8785)")
     demanded = [card.roots] if before is None or before == card.roots else [card.roots, before]
@@ -173,8 +172,12 @@ def unverified(data: bytes) -> Card:
 
     Raises MalformedError or TooLargeError.
     """
-    document = jws.parse(data, max_bytes=MAX_CARD_BYTES, typ=JWS_TYPE)
-    return _read(strictjson.decode_object(document.payload, max_bytes=MAX_CARD_BYTES, what="card"))
+    return read_payload(jws.parse(data, max_bytes=MAX_CARD_BYTES, typ=JWS_TYPE).payload)
+
+
+def read_payload(payload: bytes) -> Card:
+    """What the bytes say that the roots sign, or are to sign. Raises MalformedError or TooLargeError."""
+    return _read(strictjson.decode_object(payload, max_bytes=MAX_CARD_BYTES, what="card"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +225,9 @@ def _read(data: JsonObject) -> Card:
     roots, keys, protocols = data.get("roots"), data.get("keys"), data.get("protocols")
     if data.keys() != _CARD_MEMBERS or not isinstance(roots, dict) or roots.keys() != {"threshold", "keys"}:
         raise MalformedError("card: members missing or unknown")
-    if not isinstance(keys, list) or not 1 <= len(keys) <= _MAX_KEYS:
-        raise MalformedError(f"card: expected 1 to {_MAX_KEYS} online keys")
-    if not isinstance(protocols, list) or not 1 <= len(protocols) <= _MAX_KEYS:
+    if not isinstance(keys, list) or not 1 <= len(keys) <= MAX_KEYS:
+        raise MalformedError(f"card: expected 1 to {MAX_KEYS} online keys")
+    if not isinstance(protocols, list) or not 1 <= len(protocols) <= MAX_KEYS:
         raise MalformedError("card: protocols: expected a list of version numbers")
     online = tuple(_read_key(key) for key in keys)
     root_set = _read_roots(roots["threshold"], roots["keys"])

@@ -20,7 +20,7 @@ from federation.errors import HandlingError, MalformedError, NotFoundError, Usag
 from federation.labels import SENSITIVITY
 from federation.limits import MAX_DOCUMENT_BYTES
 from federation.marking import mark
-from federation.model import Category, Handling, JsonObject, Onward, Purpose, Role, Tier, Tlp
+from federation.model import Category, Handling, JsonObject, NodeId, Onward, Purpose, Role, Tier, Tlp
 from federation.outbound import Draft, OwnAdvisory
 from federation.yamltext import mapping
 from node import approvals, signing
@@ -28,7 +28,7 @@ from node.approvals import Act, Request
 from node.context import Node
 from node.people import Post
 from node.store.database import one_row, read, record, write
-from node.store.tables import advisories
+from node.store.tables import advisories, recall_holders
 
 _FILE_MEMBERS = frozenset(("csaf", "ai", "labels", "handling"))
 _OPTIONAL_HANDLING = ("tier", "purposes", "onward", "embargo_until", "retain_until", "storage", "recipients")
@@ -36,10 +36,11 @@ _DEFAULT_PURPOSES = (Purpose.DETECTION, Purpose.REMEDIATION)
 
 
 class State(StrEnum):
-    """A draft can be changed; an issued revision never."""
+    """A draft can be changed; an issued revision never. A recalled one is released no more."""
 
     DRAFT = "draft"
     ISSUED = "issued"
+    RECALLED = "recalled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,15 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What came of one file. `unlabelled` are paths that no label covers, so that they are never shared."""
+    """What came of one file. `unlabelled` are paths that no label covers, so that they are never shared.
+
+    `revised` tells that a later revision than this one is here.
+    """
 
     advisory: Summary
     fresh: bool
     unlabelled: tuple[str, ...]
+    revised: bool = False
 
 
 def import_file(node: Node, data: bytes, what: str, *, tlp: Tlp | None) -> Imported:
@@ -71,13 +76,13 @@ def import_file(node: Node, data: bytes, what: str, *, tlp: Tlp | None) -> Impor
     """
     node.allow(Post.ANALYST)
     content = strictjson.decode_object(data, max_bytes=MAX_DOCUMENT_BYTES, what=what)
-    document, ai, raised, given = _split(content, what)
+    document, ai, raised, given = split(content, what)
     draft = Draft(
         origin=node.id,
         name=outbound.tracking_name(document),
         revision=1,
         issued_at=node.clock(),
-        handling=complete_handling(node, _with_tlp(given, document, tlp, what), what),
+        handling=complete_handling(node, with_tlp(given, document, tlp, what), what),
         csaf=document,
         ai=ai,
         raised=raised,
@@ -91,26 +96,37 @@ def keep_draft(node: Node, draft: Draft, source_digest: bytes, *, case: str | No
     unlabelled = mark(draft.csaf, draft.ai, node.labels, draft.raised).unlabelled
     now = node.clock()
     with write(node.engine) as tx:
-        row = tx.execute(select(advisories).where(advisories.c.name == draft.name)).one_or_none()
-        if row is not None:
-            if row.source_digest != source_digest:
-                raise UsageError(f"{draft.name} is here already, with other content; nothing was changed")
-            return Imported(_summary(row), False, unlabelled)
-        tx.execute(
-            insert(advisories).values(
-                name=draft.name,
-                revision=draft.revision,
-                case_name=case,
-                title=_title(draft.csaf),
-                handling=handling.write(draft.handling),
-                draft={"csaf": draft.csaf, "ai": draft.ai, "raised": {k: v.value for k, v in draft.raised.items()}},
-                source_digest=source_digest,
-                created_at=now,
-                created_by=node.actor,
+        revisions = tx.execute(select(advisories).where(advisories.c.name == draft.name)).all()
+        for row in revisions:
+            if row.source_digest == source_digest:
+                later = any(other.revision > row.revision for other in revisions)
+                return Imported(summary_of(row), False, unlabelled, later)
+        if revisions:
+            raise UsageError(
+                f"{draft.name} is here already, with other content; nothing was changed. Make its next revision with:"
+                f" apostille advisory revise {draft.name} FILE"
             )
-        )
-        record(tx, at=now, by=node.actor, act="advisory.draft", subject=draft.name)
-        return Imported(_summary(_row(tx, draft.name)), True, unlabelled)
+        insert_draft(tx, draft, source_digest, case=case, at=now, by=node.actor)
+        return Imported(summary_of(_row(tx, draft.name)), True, unlabelled)
+
+
+def insert_draft(
+    tx: Connection, draft: Draft, source_digest: bytes, *, case: str | None, at: datetime, by: str
+) -> None:
+    """Stores a draft that was checked, under a name and revision that are free."""
+    values = _values_of(draft, source_digest, at, by)
+    tx.execute(insert(advisories).values(name=draft.name, revision=draft.revision, case_name=case, **values))
+    detail = "" if draft.revision == 1 else f"revision {draft.revision}"
+    record(tx, at=at, by=by, act="advisory.draft", subject=draft.name, detail=detail)
+
+
+def replace_draft(tx: Connection, key: int, draft: Draft, source_digest: bytes, *, at: datetime, by: str) -> None:
+    """Stores a draft that was checked in the place of another of its revision, `key`. Raises ConflictError."""
+    values = _values_of(draft, source_digest, at, by)
+    changed = tx.execute(update(advisories).where(advisories.c.id == key, advisories.c.core.is_(None)).values(**values))
+    one_row(changed.rowcount, draft.name)
+    detail = f"revision {draft.revision}, in the place of another draft"
+    record(tx, at=at, by=by, act="advisory.draft", subject=draft.name, detail=detail)
 
 
 def label(node: Node, name: str, pointer: str, category: Category, reason: str | None = None) -> None:
@@ -167,11 +183,11 @@ def own_advisory(node: Node, name: str, tx: Connection | None = None) -> tuple[S
             return own_advisory(node, name, own)
     row = _row(tx, name)
     if row.core is not None:
-        return _summary(row), outbound.reopen(row.core, unpack(row.disclosures), node.labels)
+        return summary_of(row), outbound.reopen(row.core, unpack(row.disclosures), node.labels)
     issued = outbound.issue(
         _draft(node, row), node.labels, kid="preview", sign=lambda _: bytes(64), entropy=node.entropy
     )
-    return _summary(row), outbound.reopen(issued.core, issued.disclosures, node.labels)
+    return summary_of(row), outbound.reopen(issued.core, issued.disclosures, node.labels)
 
 
 def issue(node: Node, tx: Connection, name: str) -> tuple[Summary, OwnAdvisory]:
@@ -194,8 +210,10 @@ def issue(node: Node, tx: Connection, name: str) -> tuple[Summary, OwnAdvisory]:
             )
         )
         one_row(changed.rowcount, name)
-        record(tx, at=draft.issued_at, by=node.actor, act="advisory.issue", subject=name, detail="revision 1")
-        return _summary(_row(tx, name)), own
+        record(
+            tx, at=draft.issued_at, by=node.actor, act="advisory.issue", subject=name, detail=f"revision {row.revision}"
+        )
+        return summary_of(_row(tx, name)), own
     return own_advisory(node, name, tx)
 
 
@@ -205,21 +223,41 @@ def by_key(node: Node, tx: Connection, key: int) -> OwnAdvisory:
     return outbound.reopen(row.core, unpack(row.disclosures), node.labels)
 
 
-def content(node: Node, name: str) -> tuple[Summary, JsonObject, JsonObject | None]:
-    """The whole document and its AI part, as this node knows them. Raises NotFoundError."""
+def issued_keys(tx: Connection, name: str, revision: int | None = None) -> tuple[int, ...]:
+    """The local rows of the issued revisions of an advisory, or of one. Raises NotFoundError."""
+    _row(tx, name, revision)
+    query = select(advisories.c.id).where(advisories.c.name == name, advisories.c.core.is_not(None))
+    return tuple(tx.execute(query if revision is None else query.where(advisories.c.revision == revision)).scalars())
+
+
+def is_recalled_from(tx: Connection, key: int, peer: NodeId) -> bool:
+    """Whether a recall of an issued advisory, named by its local row, is one that `peer` has to follow."""
+    query = (
+        select(advisories.c.id)
+        .join(recall_holders, recall_holders.c.recall == advisories.c.recall)
+        .where(advisories.c.id == key, recall_holders.c.node == peer)
+    )
+    return tx.execute(query).first() is not None
+
+
+def content(node: Node, name: str, revision: int | None = None) -> tuple[Summary, JsonObject, JsonObject | None]:
+    """The whole document and its AI part, as this node knows them: of the newest revision unless one is named.
+
+    Raises NotFoundError.
+    """
     with read(node.engine) as tx:
-        row = _row(tx, name)
-        if row.draft is not None:
-            return _summary(row), row.draft["csaf"], row.draft["ai"]
-        _, own = own_advisory(node, name, tx)
-    claims = outbound.open_in_full(own)
-    return _summary(row), claims["csaf"], claims.get("ai")
+        row = _row(tx, name, revision)
+    if row.draft is not None:
+        return summary_of(row), row.draft["csaf"], row.draft["ai"]
+    claims = outbound.open_in_full(outbound.reopen(row.core, unpack(row.disclosures), node.labels))
+    return summary_of(row), claims["csaf"], claims.get("ai")
 
 
 def all_advisories(node: Node) -> tuple[Summary, ...]:
-    """Every advisory of this node, by name."""
+    """Every revision of every advisory of this node, by name."""
+    query = select(advisories).order_by(advisories.c.name, advisories.c.revision)
     with read(node.engine) as tx:
-        return tuple(_summary(row) for row in tx.execute(select(advisories).order_by(advisories.c.name)).all())
+        return tuple(map(summary_of, tx.execute(query).all()))
 
 
 def pack(disclosures: tuple[bytes, ...]) -> bytes:
@@ -232,7 +270,7 @@ def unpack(packed: bytes) -> tuple[bytes, ...]:
     return tuple(packed.split(b"\n")) if packed else ()
 
 
-def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | None, dict[str, Category], JsonObject]:
+def split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | None, dict[str, Category], JsonObject]:
     """CSAF, AI part, raised labels and handling of a file: one of ours, or a CSAF document by itself."""
     if "csaf" not in content:
         return content, None, {}, {}
@@ -250,7 +288,7 @@ def _split(content: JsonObject, what: str) -> tuple[JsonObject, JsonObject | Non
         raise UsageError(f"{what}: labels: there is no such category; see: apostille advisory label --help") from e
 
 
-def _with_tlp(given: JsonObject, document: JsonObject, tlp: Tlp | None, what: str) -> JsonObject:
+def with_tlp(given: JsonObject, document: JsonObject, tlp: Tlp | None, what: str) -> JsonObject:
     """The handling that a file brings, with its TLP: from the handling, else from `tlp`, else from the document's
     label.
 
@@ -292,6 +330,17 @@ def complete_handling(node: Node, given: object, where: str) -> Handling:
         raise UsageError(f"{where}: {e}") from e
 
 
+def _values_of(draft: Draft, source_digest: bytes, at: datetime, by: str) -> dict[str, Any]:
+    return {
+        "title": _title(draft.csaf),
+        "handling": handling.write(draft.handling),
+        "draft": {"csaf": draft.csaf, "ai": draft.ai, "raised": {k: v.value for k, v in draft.raised.items()}},
+        "source_digest": source_digest,
+        "created_at": at,
+        "created_by": by,
+    }
+
+
 def _relabelled(node: Node, row: Row[Any], pointer: str, category: Category) -> JsonObject:
     """The draft with that category. Raises PolicyError for what no element has or may have."""
     raised = {**_categories(row.draft["raised"]), pointer: category}
@@ -323,22 +372,24 @@ def _draft(node: Node, row: Row[Any]) -> Draft:
     )
 
 
-def _row(tx: Connection, name: str) -> Row[Any]:
-    """The newest revision of that name."""
+def _row(tx: Connection, name: str, revision: int | None = None) -> Row[Any]:
+    """The newest revision of that name, or one that is named."""
     query = select(advisories).where(advisories.c.name == name).order_by(advisories.c.revision.desc()).limit(1)
-    row = tx.execute(query).one_or_none()
+    row = tx.execute(query if revision is None else query.where(advisories.c.revision == revision)).one_or_none()
     if row is None:
-        raise NotFoundError(f"no advisory is called {name}; see: apostille advisory list")
+        which = name if revision is None else f"{name}, revision {revision}"
+        raise NotFoundError(f"no advisory is called {which}; see: apostille advisory list")
     return row
 
 
-def _summary(row: Row[Any]) -> Summary:
+def summary_of(row: Row[Any]) -> Summary:
+    """A row of the table of advisories, for people."""
     return Summary(
         key=row.id,
         name=row.name,
         revision=row.revision,
         title=row.title,
-        state=State.DRAFT if row.core is None else State.ISSUED,
+        state=State.DRAFT if row.core is None else State.ISSUED if row.recall is None else State.RECALLED,
         handling=handling.read(row.handling),
         created_at=row.created_at,
     )

@@ -1,9 +1,9 @@
 """Cards on their way, as control messages: this node's own to its peers, and those of others to whoever needs them.
 
-A newer card goes to every peer that is exchanged with directly, as an entry of its feed; the peer's cursor tells when it
-holds it. A card under other root keys than the one before goes even if a newer one exists, since the root keys of the
-one before vouch for it. A node that passed something on for its origin passes on that origin's newer cards as well, and
-to the origin those of the recipients, so that signatures verify at both ends.
+A newer card goes to every peer that is exchanged with directly, as an entry of its feed; the peer's cursor tells when
+it holds it. A card under other root keys than the one before goes even if a newer one exists, since the root keys of
+the one before vouch for it. A node that passed something on for its origin passes on that origin's newer cards as well,
+and to the origin those of the recipients, so that signatures verify at both ends.
 
 Whoever brings a card vouches for nothing: a card is taken by the root keys of the one that is known.
 """
@@ -36,7 +36,7 @@ _SINCE = 2  # the protocol version that has cards in feeds
 
 
 def deliver(node: Node, tx: Connection) -> None:
-    """Appends the current card, just installed, to the feed of every trusted peer; what is held back raises an alarm."""
+    """Appends the current card, just installed, to the feed of every trusted peer; raises an alarm where it is held."""
     history = owncard.history(tx)
     for card in peers.trusted_cards(tx).values():
         for document in _owed_to(tx, card.node, history):
@@ -46,8 +46,8 @@ def deliver(node: Node, tx: Connection) -> None:
 
 
 def catch_up(node: Node) -> None:
-    """Appends what a peer still lacks: our card to one that was enrolled, or is trusted again, since it was installed, or
-    whose feed has begun anew; and newer cards of those for whom something was passed on. Often there is nothing to do.
+    """Appends what a peer still lacks: our card to one that was enrolled, or is trusted again, since it was installed,
+    or whose feed has begun anew; and newer cards of those for whom something was passed on. Often there is nothing.
 
     What law holds back, or an older protocol version does not have, was told when it was first tried.
     """

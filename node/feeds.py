@@ -12,16 +12,15 @@ from sqlalchemy import Connection, func, insert, select, update
 from federation import checkpoint as notes
 from federation import entries, merkle
 from federation.base64url import b64url
-from federation.checkpoint import Checkpoint, VerifierKey, origin_line
+from federation.checkpoint import Checkpoint, VerifierKey
 from federation.entries import Body, Envelope, ErasedItem
-from federation.errors import HeldError, MalformedError, NotFoundError, SignatureError, UnconfirmedError
-from federation.feed import Ask, check_receipt, signed_head
+from federation.errors import HeldError, MalformedError, NotFoundError, SignatureError
+from federation.feed import check_receipt
 from federation.keyring import Card, unverified
 from federation.limits import MAX_PAGE_BYTES, MAX_PAGE_ITEMS, NONCE_BYTES
 from federation.merkle import RightEdge
 from federation.model import NodeId, Role
-from node import alarms, ledger, signing
-from node.alarms import Alarm
+from node import ledger, signing
 from node.context import Node
 from node.ledger import Act
 from node.store.database import one_row, read, write
@@ -34,7 +33,8 @@ POLICY = "policy"  # who did it, where no person did
 class OutFeed:
     """The current feed to one peer. `receipt_size`: how many entries that peer has acknowledged as durable.
 
-    `shown` is a head of ours that the receiver holds and we do not: this node was restored or cloned (I16).
+    `shown_to`, `shown` and `refused_at` belong to `node.confirm`: the process to which the receiver has shown its
+    newest head, that head, and the cursor from which it asked in vain.
     """
 
     id: int
@@ -47,6 +47,7 @@ class OutFeed:
     receipt_size: int
     shown_to: bytes
     shown: bytes
+    refused_at: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ def out_feed(tx: Connection, peer: NodeId, epoch: int | None = None) -> OutFeed:
         receipt_size=row.receipt_size,
         shown_to=row.shown_to or b"",
         shown=row.shown or b"",
+        refused_at=row.refused_at,
     )
 
 
@@ -196,11 +198,6 @@ def note_cards(node: Node, feed: OutFeed, cursor: int) -> None:
             tx.execute(update(peers).where(peers.c.node == feed.peer).values(our_card=held))
 
 
-def earlier_origins(node: Node, feed: OutFeed) -> tuple[str, ...]:
-    """The origin lines of the epochs before this one."""
-    return tuple(origin_line(node.id, feed.peer, epoch) for epoch in range(1, feed.epoch))
-
-
 def own_feed_keys(tx: Connection, feed: OutFeed) -> tuple[VerifierKey, ...]:
     """Every feed key that this node has ever had, under the name of `feed`: for heads that it may have signed."""
     found: dict[bytes, VerifierKey] = {}
@@ -209,42 +206,6 @@ def own_feed_keys(tx: Connection, feed: OutFeed) -> tuple[VerifierKey, ...]:
             if key.role is Role.FEED:
                 found.setdefault(key.public, VerifierKey(feed.origin, key.public))
     return tuple(found.values())
-
-
-def confirm(node: Node, peer: Card, ask: Ask) -> None:
-    """Lets the feed to `peer` sign, if the receiver has shown that this node still has all that it ever signed (I16).
-
-    (1) what it shows is a head of this feed that we signed, and (2) our tree has its root at its size; else this node
-    comes from a backup or is a copy, which is kept. (3) A receiver that comes from a backup itself proves nothing to a
-    node that has just started. (4) A feed of which we know that it lacks what was signed never signs again.
-    Raises UnconfirmedError, and SignatureError for a head that we did not sign.
-    """
-    with read(node.engine) as tx:
-        feed = out_feed(tx, peer.node)
-        shown = None
-        evidence = ask.newest or ask.receipt  # version 1 has no more than its receipt to show
-        if evidence:
-            seen = signed_head(evidence, feed.origin, own_feed_keys(tx, feed))  # (1)
-            if seen.size > feed.size or seen.root != root_at(tx, feed, seen.size):  # (2)
-                shown = evidence
-        if ask.cursor and not ask.newest and ask.protocol > 1:
-            raise MalformedError("pull: a cursor without the newest head that was shown")
-    if shown is not None:
-        _remember(node, feed, shown)
-    if shown is not None or feed.shown:  # (4)
-        raise UnconfirmedError(
-            f"{peer.node} holds entries of our feed to it that are not ours any more: this node comes from a backup"
-            f" or is a copy. Two people open a new epoch: apostille peer epoch open {peer.node}"
-        )
-    if feed.shown_to == node.start:
-        return
-    if ask.restored:  # (3)
-        raise UnconfirmedError(
-            f"{peer.node} comes from a backup and this node has just started: neither can show what was signed last."
-            f" Two people open a new epoch: apostille peer epoch open {peer.node}"
-        )
-    with write(node.engine) as tx:
-        tx.execute(update(out_feeds).where(out_feeds.c.id == feed.id).values(shown_to=node.start))
 
 
 def accept_receipt(node: Node, peer: Card, receipt: bytes) -> None:
@@ -336,13 +297,3 @@ def root_at(tx: Connection, feed: OutFeed, size: int) -> bytes:
         select(out_entries.c.root).where(out_entries.c.feed == feed.id, out_entries.c.seq == size - 1)
     ).scalar_one()
     return root
-
-
-def _remember(node: Node, feed: OutFeed, shown: bytes) -> None:
-    """Keeps the largest head of ours that was shown and that we do not have."""
-    held = Checkpoint.of(feed.shown).size if feed.shown else -1
-    if Checkpoint.of(shown).size <= held:
-        return
-    with write(node.engine) as tx:
-        tx.execute(update(out_feeds).where(out_feeds.c.id == feed.id).values(shown=shown))
-        alarms.raise_alarm(tx, Alarm.RESTORED, feed.peer, "the peer holds more of our feed than we do", node.clock())

@@ -99,7 +99,8 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, feed: int, seq: int, 
     """Files an admitted advisory and settles which revision is current.
 
     The same revision with another core is EQUIVOCATION: both are kept, neither is current. A lower revision than the
-    one held is superseded; a new delivery of the same core supersedes the earlier one.
+    one held is superseded; a new delivery of the same core supersedes the earlier one, unless that came from its origin
+    and this one is passed on: a relay cannot put less in its place.
     """
     same_name = (inbox.c.origin == advisory.origin) & (inbox.c.name == advisory.name)
     seen = tx.execute(select(inbox).where(same_name)).all()  # withdrawn ones too: they were signed all the same
@@ -110,6 +111,10 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, feed: int, seq: int, 
         same_revision = inbox.c.revision == advisory.revision
         tx.execute(update(inbox).where(same_name, same_revision, held).values(state=state))
     elif any(row.revision > advisory.revision and row.state not in _GONE for row in seen):
+        state = InboxState.SUPERSEDED
+    elif peer != advisory.origin and any(
+        row.peer == advisory.origin and row.revision == advisory.revision and row.state == state for row in seen
+    ):
         state = InboxState.SUPERSEDED
     else:
         older = inbox.c.state == InboxState.CURRENT

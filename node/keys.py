@@ -66,7 +66,7 @@ class Keys:
 
         Raises LockedError, UsageError.
         """
-        return self.signer_of(self._chosen(card, role, now))
+        return self.signer_of(self.chosen(card, role, now))
 
     def signer_of(self, key: OnlineKey) -> Signer:
         """The private half of a key that signs. Raises LockedError, UsageError."""
@@ -77,13 +77,30 @@ class Keys:
 
     def tls(self, card: Card, now: datetime) -> TlsIdentity:
         """The newest TLS key with its certificate, chosen as `signer` does. Raises LockedError, UsageError."""
-        key = self._chosen(card, Role.TLS, now)
+        return self.tls_of(self.chosen(card, Role.TLS, now))
+
+    def tls_of(self, key: OnlineKey) -> TlsIdentity:
+        """The private half of a TLS key, with its certificate. Raises LockedError, UsageError."""
         private = self._load(self._path(Role.TLS, key.kid))
         pem = private.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         certificate = x509.load_der_x509_certificate(key.public)
         return TlsIdentity(pem, certificate.public_bytes(serialization.Encoding.PEM))
+
+    def chosen(self, card: Card, role: Role, now: datetime) -> OnlineKey:
+        """The newest valid key of those whose private halves lie here; where none does, the newest, to be missed.
+
+        Raises UsageError when none is valid.
+        """
+        try:
+            valid = newest_first(card.valid_keys(role, now))
+        except KeyringError as e:
+            raise UsageError(
+                f"this node's own {role} key is not valid at {now:%Y-%m-%d}: is the clock right? If it is, make a new"
+                f" one: apostille key rotate {role}"
+            ) from e
+        return next((key for key in valid if self.holds(role, key.kid)), valid[0])
 
     def holds(self, role: Role, kid: str) -> bool:
         """Whether a file for that private key lies here; it is not opened."""
@@ -152,17 +169,6 @@ class Keys:
 
     def _path(self, role: Role, kid: str) -> Path:
         return self._home / "keys" / f"{role}-{kid}.pem"
-
-    def _chosen(self, card: Card, role: Role, now: datetime) -> OnlineKey:
-        """The newest valid key of those whose private halves lie here; where none does, the newest, to be missed."""
-        try:
-            valid = newest_first(card.valid_keys(role, now))
-        except KeyringError as e:
-            raise UsageError(
-                f"this node's own {role} key is not valid at {now:%Y-%m-%d}: is the clock right? If it is, make a new"
-                f" one: apostille key rotate {role}"
-            ) from e
-        return next((key for key in valid if self.holds(role, key.kid)), valid[0])
 
     def _password(self) -> bytes:
         if self._passphrase is None:

@@ -12,7 +12,7 @@ proves the contradiction without what the advisory said.
 Who has to follow an order, and what they answered, is `node.answers`.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -158,7 +158,7 @@ def send_again(node: Node) -> int:
     return sent
 
 
-def _to_recall(tx: Connection, name: str, revisions: tuple[int, ...], *, again: bool) -> list[Row[Any]]:
+def _to_recall(tx: Connection, name: str, revisions: tuple[int, ...], *, again: bool) -> list[Row[Any, Any, Any]]:
     """The rows to be recalled, lowest revision first. Raises NotFoundError, UsageError."""
     rows = _issued(tx, name)
     if not rows:
@@ -176,11 +176,11 @@ def _to_recall(tx: Connection, name: str, revisions: tuple[int, ...], *, again: 
     return left
 
 
-def _issued(tx: Connection, name: str) -> list[Row[Any]]:
+def _issued(tx: Connection, name: str) -> Sequence[Row[Any, Any, Any]]:
     query = select(advisories.c.id, advisories.c.revision, advisories.c.recall).where(
         advisories.c.name == name, advisories.c.core.is_not(None)
     )
-    return list(tx.execute(query.order_by(advisories.c.revision)).all())
+    return tx.execute(query.order_by(advisories.c.revision)).all()
 
 
 def _mark(tx: Connection, order: Recall, ids: tuple[int, ...]) -> None:

@@ -14,14 +14,14 @@ from sqlalchemy import Connection, select
 from federation import handling
 from federation.agreement import Agreement
 from federation.entries import Delivery, Withdrawal
-from federation.errors import HeldError, TermsError, UsageError
+from federation.errors import HeldError, NotFoundError, TermsError, UsageError
 from federation.keyring import Card
 from federation.model import Decision, Form, NodeId, Terms, instant, instant_text
 from federation.outbound import OwnAdvisory, Presented, present
 from federation.policy.decide import decide
-from node import advisories, control, feeds, relays, statements
+from node import advisories, control, erasures, feeds, relays, statements
 from node import ledger as book
-from node.advisories import Summary
+from node.advisories import State, Summary
 from node.agreements import in_force
 from node.context import Node
 from node.feeds import Place
@@ -33,6 +33,7 @@ from node.store.tables import ledger, out_entries
 
 _GAIN = {Form.FULL: 2, Form.GENERALISED: 1, Form.WITHHELD: 0}
 _NO_LONGER_PERMITTED = "no-longer-permitted"
+_BY_HAND = "withdrawn-by-hand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,11 @@ class Outcome:
 
 
 def preview(node: Node, name: str, to: Iterable[NodeId] = ()) -> tuple[Summary, tuple[Outcome, ...]]:
-    """What a release of `name` would give each peer; nothing is changed. Raises NotFoundError."""
+    """What a release of `name` would give each peer; nothing is changed. Raises NotFoundError, UsageError."""
     targets = _targets(node, to)
     with read(node.engine) as tx:
         summary, own = advisories.own_advisory(node, name, tx)
+        _refuse_recalled(summary)
         agreements = in_force(tx, node.clock())
     return summary, tuple(_judge(node, own, card, agreements) for card in targets)
 
@@ -70,6 +72,7 @@ def release(node: Node, name: str, to: Iterable[NodeId] = ()) -> tuple[Summary, 
     with write(node.engine) as tx:
         unsigned = tx.begin_nested()
         summary, own = advisories.issue(node, tx, name)
+        _refuse_recalled(summary)
         agreements = in_force(tx, node.clock())
         outcomes = [_judge(node, own, card, agreements) for card in targets]
         if all(outcome.presented is None for outcome in outcomes):
@@ -84,6 +87,26 @@ def explain(node: Node, name: str, peer: NodeId) -> tuple[Summary, Outcome]:
     """The decision for one peer, with everything that decided it. Raises NotFoundError."""
     summary, outcomes = preview(node, name, (peer,))
     return summary, outcomes[0]
+
+
+def withdraw(node: Node, name: str, peer: NodeId, revision: int | None = None) -> tuple[int, ...]:
+    """Takes back what stands of our own advisory in the feed to a peer, of one revision if it is named.
+
+    Returns the entries. Raises NotFoundError, and HeldError when law forbids even to say so.
+    """
+    node.allow(Post.ANALYST)
+    card = trusted_card(node, peer)
+    with write(node.engine) as tx:
+        keys = advisories.issued_keys(tx, name, revision)
+        epochs = erasures.standing(tx, own=keys).get(peer, {})
+        seqs = epochs.get(feeds.out_feed(tx, peer).epoch, ())
+        if not seqs:
+            which = name if revision is None else f"{name} revision {revision}"
+            ended = "; what it got in an epoch that has ended can be recalled: apostille recall" if epochs else ""
+            raise NotFoundError(f"nothing of {which} stands in the feed to {peer}{ended}")
+        take_back(node, tx, card, seqs, _BY_HAND, by=node.actor)
+    scrub(node.engine)
+    return seqs
 
 
 def withdraw_what_may_not_go(node: Node, card: Card, seqs: range) -> tuple[int, ...]:
@@ -117,6 +140,14 @@ def take_back(node: Node, tx: Connection, card: Card, seqs: tuple[int, ...], rea
     book.add(tx, Act.WITHDRAWAL, where, facts, at=now, by=by)
     detail = f"entries {', '.join(map(str, seqs))} by {eraser.seq}"
     record(tx, at=now, by=by, act="release.withdraw", subject=card.node, detail=detail)
+
+
+def _refuse_recalled(summary: Summary) -> None:
+    if summary.state is State.RECALLED:
+        raise UsageError(
+            f"{summary.name} revision {summary.revision} is recalled and is released no more; a new revision is made"
+            f" with: apostille advisory revise {summary.name} FILE"
+        )
 
 
 def _targets(node: Node, to: Iterable[NodeId]) -> tuple[Card, ...]:
@@ -254,6 +285,8 @@ def _still_permitted(node: Node, tx: Connection, row: Any, card: Card, agreement
             return False
         decision = again
     else:
+        if advisories.is_recalled_from(tx, row.advisory, card.node):
+            return False
         own = advisories.by_key(node, tx, row.advisory)
         decision = decide(
             own.elements,

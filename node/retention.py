@@ -1,8 +1,8 @@
 """Retention: what may be kept no longer goes, here and in the feeds to peers.
 
-Two things end: what was received, at the end that its terms set; and what stands in a feed to a peer, at the end of that
-delivery's terms. The bytes go, with everything that was read out of them; leaf hashes, ledger and audit stay. Serving,
-the inbox and passing on check the same ends at each use (I11): this makes them prompt. Own advisories stay: they are
+Two things end: what was received, when its terms say so; and what stands in a feed to a peer, when the terms of that
+delivery do. The bytes go, with everything that was read out of them; leaf hashes, ledger and audit stay. Serving, the
+inbox and passing on look at the same ends at each use (I11): here they are made prompt. Own advisories stay: they are
 this node's own record.
 """
 

@@ -79,7 +79,7 @@ class Polls:
 
     def refresh(self) -> None:
         """Takes up peers that were enrolled meanwhile, and drops those that are not trusted any more."""
-        trusted = {peer.card.node for peer in all_peers(self._node) if peer.trusted}
+        trusted = {peer.card.node for peer in all_peers(self._node) if peer.trusted and peer.direct}
         with self._lock:
             fresh, gone = trusted - self._failures.keys(), self._failures.keys() - trusted
             for peer in gone:

@@ -7,12 +7,12 @@ first, and the page then carries its hash. Everything that leaves is signed here
 from dataclasses import dataclass
 
 from federation.entries import ErasedItem
-from federation.errors import MalformedError, NotFoundError, UnconfirmedError, VersionError
+from federation.errors import MalformedError, NotFoundError, VersionError
 from federation.feed import Ask
 from federation.keyring import Card
 from federation.limits import MAX_NOTE_BYTES
 from federation.model import SPOKEN_VERSIONS
-from node import feeds
+from node import confirm, feeds
 from node.context import Node
 from node.releases import withdraw_what_may_not_go
 from node.store.database import read
@@ -36,7 +36,8 @@ def pull(node: Node, caller: Card, ask: Ask, max_items: int = 0) -> Page:
     """The page that the caller asks for.
 
     (1) in a protocol version that both speak; (2) of its current feed, else it is told the current epoch; (3) what it
-    shows is what we have (I16); (4) its receipt is taken in; (5) policy is asked again about what the page would carry.
+    shows is what we have (`node.confirm`); (4) its receipt is taken in; (5) policy is asked again about what the page
+    would carry.
     Raises VersionError, NotFoundError for a feed that is not the caller's, UnconfirmedError, MalformedError for a
     cursor beyond the feed, and a RemoteError for a receipt or a head that does not hold.
     """
@@ -46,10 +47,8 @@ def pull(node: Node, caller: Card, ask: Ask, max_items: int = 0) -> Page:
     with read(node.engine) as tx:
         feed = feeds.out_feed(tx, caller.node)
     if ask.origin != feed.origin:  # (2)
-        if ask.protocol > 1 and ask.origin in feeds.earlier_origins(node, feed):
-            return Page((), b"", b"", b"", epoch=feed.epoch)
-        raise NotFoundError("no such feed")
-    feeds.confirm(node, caller, ask)  # (3)
+        return Page((), b"", b"", b"", epoch=confirm.current_epoch(node, caller, ask))
+    confirm.confirm(node, caller, ask)  # (3)
     if ask.receipt:
         feeds.accept_receipt(node, caller, ask.receipt)  # (4)
     feeds.note_cards(node, feed, ask.cursor)
@@ -70,16 +69,16 @@ def pull(node: Node, caller: Card, ask: Ask, max_items: int = 0) -> Page:
 
 def checkpoint_at(node: Node, caller: Card, origin: str, size: int) -> bytes:
     """The signed head of the caller's feed at `size`. Raises NotFoundError, UnconfirmedError."""
+    feed = _confirmed(node, caller, origin, size)
     with read(node.engine) as tx:
-        return feeds.head(node, tx, _confirmed(node, feeds.out_feed(tx, caller.node), origin), size)
+        return feeds.head(node, tx, feed, size)
 
 
 def prove(
     node: Node, caller: Card, origin: str, *, leaf: int | None, from_size: int | None, size: int
 ) -> tuple[tuple[bytes, ...], bytes]:
     """The hashes of a proof, with the signed head that it leads to. Raises NotFoundError, UnconfirmedError."""
-    with read(node.engine) as tx:
-        _confirmed(node, feeds.out_feed(tx, caller.node), origin)
+    _confirmed(node, caller, origin, size)
     return feeds.prove(node, caller.node, origin, leaf=leaf, from_size=from_size, size=size)
 
 
@@ -90,9 +89,10 @@ def check_version(caller: Card, protocol: int) -> None:
         raise VersionError(f"{caller.node} asks in protocol version {protocol}; this node speaks {spoken}")
 
 
-def _confirmed(node: Node, feed: feeds.OutFeed, origin: str) -> feeds.OutFeed:
-    if origin != feed.origin:
-        raise NotFoundError("no such feed")
-    if feed.shown_to != node.start or feed.shown:
-        raise UnconfirmedError(f"{feed.peer} has not pulled since this node started")
+def _confirmed(node: Node, caller: Card, origin: str, size: int) -> feeds.OutFeed:
+    with read(node.engine) as tx:
+        feed = feeds.out_feed(tx, caller.node)
+    if origin != feed.origin or size > feed.size:
+        raise NotFoundError("no such feed, or it is not that long")
+    confirm.check_confirmed(node, feed, size)
     return feed

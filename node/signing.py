@@ -29,20 +29,12 @@ _MOST_BESIDES: Final = 5  # old keys that sign a note besides: with its timestam
 
 def signer_for(node: Node, tx: Connection, peer: NodeId, role: Role) -> Signer:
     """The key of `role` for what goes to `peer`. Raises LockedError, UsageError."""
-    return node.keys.signer(role, _usable(node, (held_card(tx, peer),), role), node.clock())
+    return node.keys.signer_of(key_for(node, tx, peer, role))
 
 
 def signer_for_all(node: Node, tx: Connection, role: Role) -> Signer:
-    """The key of `role` for what any peer may have to verify, such as cores and agreements.
-
-    Nobody is waited for longer than OVERLAP: entries are read in their order, so a peer that comes back takes the card
-    first. Raises LockedError, UsageError.
-    """
-    now = node.clock()
-    newest = newest_first(_valid(node.card, role, node))[:1]
-    settled = not newest or newest[0].valid_from + OVERLAP <= now
-    card = node.card if settled else _usable(node, _held_by_all(tx), role)
-    return node.keys.signer(role, card, now)
+    """The key of `role` for what any peer may have to verify: cores, agreements. Raises LockedError, UsageError."""
+    return node.keys.signer_of(key_for_all(node, tx, role))
 
 
 def signers_for(node: Node, tx: Connection, peer: NodeId, role: Role) -> tuple[Signer, ...]:
@@ -62,12 +54,28 @@ def signers_for(node: Node, tx: Connection, peer: NodeId, role: Role) -> tuple[S
 
 def tls_for(node: Node, tx: Connection, peer: NodeId) -> TlsIdentity:
     """What this node presents when it calls `peer`. Raises LockedError, UsageError."""
-    return node.keys.tls(_usable(node, (held_card(tx, peer),), Role.TLS), node.clock())
+    return node.keys.tls_of(key_for(node, tx, peer, Role.TLS))
 
 
 def tls_for_all(node: Node, tx: Connection) -> TlsIdentity:
     """What this node presents to whoever calls: a server has one certificate. Raises LockedError, UsageError."""
-    return node.keys.tls(_usable(node, _held_by_all(tx), Role.TLS), node.clock())
+    return node.keys.tls_of(key_for_all(node, tx, Role.TLS))
+
+
+def key_for(node: Node, tx: Connection, peer: NodeId, role: Role) -> OnlineKey:
+    """The key of `role` that one peer is known to be able to verify. Raises UsageError when none is valid."""
+    return node.keys.chosen(_usable(node, (held_card(tx, peer),), role), role, node.clock())
+
+
+def key_for_all(node: Node, tx: Connection, role: Role) -> OnlineKey:
+    """The key of `role` that every trusted peer is known to be able to verify.
+
+    For a new `issue` key nobody is waited for longer than OVERLAP: entries are read in their order, so a peer that
+    comes back takes the card first. Raises UsageError when no key is valid.
+    """
+    now, newest = node.clock(), newest_first(_valid(node.card, role, node))[:1]
+    settled = role is Role.ISSUE and all(key.valid_from + OVERLAP <= now for key in newest)
+    return node.keys.chosen(node.card if settled else _usable(node, _held_by_all(tx), role), role, now)
 
 
 def held_card(tx: Connection, peer: NodeId) -> Card | None:

@@ -32,6 +32,8 @@ _CATALOGUE = {
     "ledger": Entry(_WORK, "node.cli.ledger", "What was disclosed, to whom, by which rule."),
     "sync": Entry(_RECEIVE, "node.cli.sync", "Fetch now what peers have for this node."),
     "inbox": Entry(_RECEIVE, "node.cli.inbox", "Advisories that peers sent."),
+    "statement": Entry(_RECEIVE, "node.cli.statement", "What nodes say to each other about advisories."),
+    "relay": Entry(_RECEIVE, "node.cli.relay", "Pass a received advisory on, for its origin."),
     "quarantine": Entry(_RECEIVE, "node.cli.quarantine", "Entries that were set aside, and why."),
 }
 

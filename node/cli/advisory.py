@@ -105,6 +105,40 @@ def release(
     releasing.run(name, to or [], dry_run=dry_run, verbose=verbose, as_json=as_json)
 
 
+@make.command(
+    app,
+    "grant",
+    "apostille advisory grant CERT-FR-2026-0131 --relay cert.de.example --to cert.in.example --until 2027-03-01",
+)
+def grant(
+    name: Annotated[str, typer.Argument(help="The advisory's name; its newest signed revision is meant.")],
+    relay: Annotated[str, typer.Option(metavar="NODE", help="The peer that may pass it on.")],
+    to: Annotated[list[str], typer.Option("--to", metavar="NODE", help="To this node; may be given several times.")],
+    until: Annotated[str, typer.Option(metavar="DATE", help="When the grant ends, at 00:00 UTC of a day: 2027-03-01.")],
+    categories: Annotated[
+        list[Category] | None,
+        typer.Option("--category", help="Only parts of this kind; may be given several times."),
+    ] = None,
+    as_json: make.AsJson = False,
+) -> None:
+    """Lets one peer pass an advisory on to nodes that get nothing from this one directly.
+
+    Needed where the handling allows no onward sharing. Without --category it covers every kind that handling and law
+    let pass, but personal, victim and source. What the recipient gets, the relay's agreement with it decides.
+    """
+    from node.cli import granting
+
+    granting.give(name, relay, to, until, categories, as_json=as_json)
+
+
+@make.command(app, "grants", "apostille advisory grants", "apostille advisory grants --json")
+def grants(as_json: make.AsJson = False) -> None:
+    """Lists the grants that were given to relays, and those that this node has as a relay."""
+    from node.cli import granting
+
+    granting.show(as_json=as_json)
+
+
 @make.command(app, "list", "apostille advisory list")
 def list_advisories(as_json: make.AsJson = False) -> None:
     """Lists this node's own advisories."""

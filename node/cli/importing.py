@@ -61,7 +61,7 @@ def _one(node: Node, path: Path, tlp: Tlp | None, tally: _Tally, targets: tuple[
     try:
         made = import_file(node, session.read_file(path, MAX_DOCUMENT_BYTES), path.name, tlp=tlp)
         tally.imported.append(made)
-        if targets is None:
+        if targets is None or made.revised:  # what is newest is another document than this file
             return
         _, outcomes = release(node, made.advisory.name, targets)
     except _FATAL:
@@ -118,7 +118,7 @@ def _report(tally: _Tally, total: int, released: bool, as_json: bool) -> None:
 def _targets(node: Node, to: Iterable[str]) -> tuple[NodeId, ...]:
     """Whom to release to, found out before the first file. Raises NotFoundError, UsageError."""
     named = tuple(trusted_card(node, NodeId(peer)).node for peer in to)
-    if not named and not any(peer.trusted for peer in all_peers(node)):
+    if not named and not any(peer.trusted and peer.direct for peer in all_peers(node)):
         raise UsageError("there is no peer to release to; enrol one with: apostille peer enrol CARD")
     return named
 

@@ -32,6 +32,10 @@ def enrol(
         str | None, typer.Option(metavar="WORDS", help="The twelve words as the peer's operator read them to you.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="The fingerprint was compared by other means.")] = False,
+    keys_only: Annotated[
+        bool,
+        typer.Option("--keys-only", help="Know its card to verify what others pass on for it; exchange nothing."),
+    ] = False,
     as_json: make.AsJson = False,
 ) -> None:
     """Enrols a peer. Its card is a file; that the file is theirs, you find out by comparing twelve words by voice.
@@ -45,10 +49,13 @@ def enrol(
     if fingerprint is not None or not _known(node, card):
         _compare(card, fingerprint, yes)
     with exits.reading(file):
-        peers.enrol(node, data)
+        peers.enrol(node, data, direct=not keys_only)
     session.wake()
     if as_json:
         screen.emit(card_data(card))
+        return
+    if keys_only:
+        screen.note(f"The card of {card.node} is known, version {card.version}: what it signed can be verified here.")
         return
     screen.note(
         f"Enrolled {card.node}, card version {card.version}. Nothing is shared with it before an agreement is in force."
@@ -63,19 +70,25 @@ def list_peers(as_json: make.AsJson = False) -> None:
 
     found = peers.all_peers(session.node())
     if as_json:
-        screen.emit([{**card_data(p.card), "trusted": p.trusted, "enrolled_at": p.enrolled_at} for p in found])
+        screen.emit(
+            [
+                {**card_data(p.card), "trusted": p.trusted, "direct": p.direct, "enrolled_at": p.enrolled_at}
+                for p in found
+            ]
+        )
         return
     if not found:
         screen.note("No peer is enrolled. Take one in with: apostille peer enrol CARD")
         return
     screen.table(
-        ("Peer", "Country", "Address", "Trust", "Card", "Keys until", "Enrolled"),
+        ("Peer", "Country", "Address", "Trust", "Exchange", "Card", "Keys until", "Enrolled"),
         [
             (
                 p.card.node,
                 p.card.jurisdiction,
                 p.card.endpoint,
                 "trusted" if p.trusted else "DISTRUSTED",
+                "direct" if p.direct else "card only",
                 p.card.version,
                 min(key.valid_until for key in p.card.keys),
                 p.enrolled_at,

@@ -107,6 +107,11 @@ def say_extras(outcome: Outcome) -> None:
 
 def _show(summary: Summary, outcomes: tuple[Outcome, ...], *, dry_run: bool, verbose: bool) -> None:
     screen.facts([("Advisory", f"{summary.name}, revision {summary.revision}"), ("TLP", summary.handling.tlp)])
+    show_outcomes(outcomes, dry_run=dry_run, verbose=verbose)
+
+
+def show_outcomes(outcomes: tuple[Outcome, ...], *, dry_run: bool, verbose: bool) -> None:
+    """What leaves for each peer, and the rules that keep the rest here."""
     screen.table(
         ("Peer", "#Full", "#Generalised", "#Withheld", "Result"),
         [

@@ -32,9 +32,10 @@ _pem_of = lru_cache(_REMEMBERED)(pem_of)
 
 
 def trusted_cards(node: Node) -> tuple[Card, ...]:
-    """The cards of all peers that are trusted now, read afresh."""
+    """The cards of all peers that are trusted now and exchanged with directly, read afresh."""
+    admitted = select(peers.c.card).where(peers.c.trusted == 1, peers.c.direct == 1).order_by(peers.c.node)
     with read(node.engine) as tx:
-        rows = tx.execute(select(peers.c.card).where(peers.c.trusted == 1).order_by(peers.c.node)).scalars().all()
+        rows = tx.execute(admitted).scalars().all()
     return tuple(_open_card(data) for data in rows)
 
 

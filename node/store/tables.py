@@ -177,7 +177,8 @@ out_feeds = Table(
     Column(
         "shown_to", LargeBinary, nullable=True
     ),  # the start of the node to which the receiver showed its newest head
-    Column("shown", LargeBinary, nullable=True),  # a head that we signed and no longer have: we were restored
+    Column("shown", LargeBinary, nullable=True),  # the newest head of ours that it showed; it need not be in this feed
+    Column("refused_at", BigInteger, nullable=True),  # node.confirm: the cursor from which it asked in vain
     Column("opened_at", UtcDateTime, nullable=False),
     UniqueConstraint("peer", "epoch"),
 )
@@ -227,7 +228,7 @@ in_feeds = Table(
     Column("pending", JSON, nullable=False),  # [seq, leaf hash in hex, erased by]
     Column("cosigned", BigInteger, nullable=False),  # the largest size that we know we gave a receipt for
     Column("frozen", String, nullable=True),  # the code of the error that froze it
-    Column("restored", Integer, nullable=False),  # 1 from a restore until the sender has shown its head again
+    Column("restored", Integer, nullable=False),  # from a restore 1 until a page came, 2 until caught up with its head
     Column("offered_epoch", Integer, nullable=True),  # the sender has opened it; two people here must accept
     Column("contact_at", UtcDateTime, nullable=True),
     Column("problem", String, nullable=True),  # code of the last failed sync, NULL after a good one

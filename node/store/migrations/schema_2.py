@@ -146,6 +146,7 @@ out_feeds = Table(
     Column("receipt_at", UtcDateTime, nullable=True),
     Column("shown_to", LargeBinary, nullable=True),
     Column("shown", LargeBinary, nullable=True),
+    Column("refused_at", BigInteger, nullable=True),
     Column("opened_at", UtcDateTime, nullable=False),
     UniqueConstraint("peer", "epoch"),
 )
