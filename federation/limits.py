@@ -18,6 +18,7 @@ MAX_JSON_DEPTH = 96  # 30 nested product branches are 69 levels; Python's parser
 MAX_NOTE_BYTES = 16 << 10  # a checkpoint is under 1 KB; a few cosignatures fit
 MAX_NOTE_SIGNATURES = 16  # C2SP signed-note asks verifiers to bound this
 MAX_CARD_BYTES = 64 << 10
+MAX_PROOF_BYTES = 16 << 20  # the largest entry and a long ledger record, in base64url twice over
 MAX_ROOT_KEYS = 9  # nobody compares more by voice
 MAX_PARTIES = 64  # a multilateral agreement; cases of more use a hub
 MAX_CLOCK_SKEW_S = 300  # an `iat` from a peer may lead our clock by this much

@@ -95,7 +95,7 @@ def _feeds(tx: Connection, start: bytes, now: datetime) -> Iterator[Metric]:
         "peer",
         "direction",
     )
-    confirmed = {(row.peer,): row.shown is None and row.shown_to == start for row in going}
+    confirmed = {(row.peer,): row.shown_to == start for row in going}
     yield _gauge(
         "apostille_feed_confirmed",
         "Whether a peer has shown since this start that nothing of our feed to it is lost; before, we sign nothing.",

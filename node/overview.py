@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, or_, select
 
 from federation.model import NodeId
-from node import quarantine
+from node import quarantine, revisions
 from node.agreements import in_force
 from node.alarms import open_count
 from node.context import Node
@@ -45,6 +45,7 @@ class Overview:
     issued: int
     agreements_in_force: int
     alarms: int  # open ones
+    unsettled: int  # peers left with an earlier revision, for whom nobody has decided
     withdrawn: tuple[tuple[str, NodeId], ...]  # taken back before or after delivery, and not released again
 
 
@@ -96,16 +97,19 @@ def overview(node: Node) -> Overview:
             issued=tx.execute(count.where(advisories.c.core.is_not(None))).scalar_one(),
             agreements_in_force=len(in_force(tx, now)),
             alarms=open_count(tx),
+            unsettled=revisions.unsettled(tx),
             withdrawn=_withdrawn(tx),
         )
 
 
 def _withdrawn(tx: Connection) -> tuple[tuple[str, NodeId], ...]:
-    """Own advisory and peer of every release that was withdrawn and has no later one that stands."""
+    """Own advisory and peer of every release that was withdrawn, was not recalled, and has none in its place that
+    stands: of this revision or another."""
     standing = (
-        select(out_entries.c.advisory, out_feeds.c.peer)
+        select(advisories.c.name, out_feeds.c.peer)
+        .join_from(out_entries, advisories, advisories.c.id == out_entries.c.advisory)
         .join(out_feeds, out_feeds.c.id == out_entries.c.feed)
-        .where(out_entries.c.advisory.is_not(None), out_entries.c.data.is_not(None))
+        .where(out_entries.c.data.is_not(None))
         .distinct()
         .subquery()
     )
@@ -115,8 +119,8 @@ def _withdrawn(tx: Connection) -> tuple[tuple[str, NodeId], ...]:
         .join_from(out_entries, advisories, advisories.c.id == out_entries.c.advisory)
         .join(out_feeds, out_feeds.c.id == out_entries.c.feed)
         .join(eraser, (eraser.c.feed == out_entries.c.feed) & (eraser.c.seq == out_entries.c.erased_by))
-        .outerjoin(standing, (standing.c.advisory == advisories.c.id) & (standing.c.peer == out_feeds.c.peer))
-        .where(eraser.c.kind == Act.WITHDRAWAL, standing.c.peer.is_(None))
+        .outerjoin(standing, (standing.c.name == advisories.c.name) & (standing.c.peer == out_feeds.c.peer))
+        .where(eraser.c.kind == Act.WITHDRAWAL, advisories.c.recall.is_(None), standing.c.peer.is_(None))
         .distinct()
         .order_by(advisories.c.name, out_feeds.c.peer)
     ).all()

@@ -26,15 +26,16 @@ from federation.keyring import Card, Keyring, unverified
 from federation.model import JsonObject, NodeId, Onward, Role
 from federation.recall import Reason, Recall
 from federation.statement import Kind, Outcome, Subject
-from node import answers, erasures, feeds, inbox, ledger, signing, statements
+from node import answers, erasures, feeds, inbox, ledger, relays, signing, statements
 from node.alarms import Alarm, raise_alarm
 from node.answers import HolderState, Order
 from node.context import Node
 from node.inbox import Disposition, InboxState
+from node.ledger import LedgerRow
 from node.peers import trusted_cards
 from node.people import Post
 from node.store.database import read, record, scrub, storable, write
-from node.store.tables import advisories, grants, in_entries, out_entries, out_feeds, peers, recall_holders
+from node.store.tables import advisories, in_entries, out_entries, out_feeds, peers, recall_holders
 from node.store.tables import inbox as inbox_table
 from node.store.tables import recalls as recalls_table
 
@@ -43,14 +44,19 @@ _RECALLED: Final = "recalled"  # the rule id where a withdrawal or a purge stand
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What one peer got of an advisory. `onward` names what lets it pass that on, so that others may hold it too."""
+    """What one peer got of an advisory: how many of its entries it acknowledged, has not fetched, and had taken back.
+
+    Others may hold it too where `onward` tells that its terms let the peer share it with peers of its own, and where
+    `granted` names those to whom a grant let it go.
+    """
 
     peer: NodeId
     revisions: tuple[int, ...]
     acknowledged: int
     not_fetched: int
     taken_back: int
-    onward: tuple[str, ...]
+    onward: bool
+    granted: tuple[NodeId, ...]
 
 
 def give(
@@ -78,15 +84,14 @@ def give(
 
 
 def preview(node: Node, name: str) -> tuple[Reach, ...]:
-    """Who was sent which revisions of our own advisory, and what lets them pass it on. Raises NotFoundError."""
+    """Who was sent which revisions of our own advisory, and who else may hold them. Raises NotFoundError."""
     with read(node.engine) as tx:
         if not _issued(tx, name):
             raise NotFoundError(f"no advisory called {name} was issued here; see: apostille advisory list")
-        granted = {
-            (bytes(row.core_digest), row.relay)
-            for row in tx.execute(select(grants.c.core_digest, grants.c.relay).where(grants.c.origin == node.id))
-        }
-    found: dict[NodeId, list[ledger.LedgerRow]] = {}
+    granted: dict[tuple[bytes, NodeId], set[NodeId]] = {}
+    for given in relays.all_grants(node):
+        granted.setdefault((given.grant.core_digest, given.grant.relay), set()).update(given.grant.recipients)
+    found: dict[NodeId, list[LedgerRow]] = {}
     for row in ledger.rows(node, name=name):
         if row.facts["origin"] == node.id:
             found.setdefault(row.peer, []).append(row)
@@ -375,17 +380,15 @@ def _card_of(tx: Connection, peer: str) -> Card | None:
     return card if card is not None and card.speaks > 1 else None
 
 
-def _reach(peer: NodeId, rows: list[ledger.LedgerRow], granted: Collection[tuple[bytes, str]]) -> Reach:
+def _reach(peer: NodeId, rows: list[LedgerRow], granted: Mapping[tuple[bytes, NodeId], set[NodeId]]) -> Reach:
     standing = [row for row in rows if row.taken_back is None]
-    onward = {
-        *("terms" for row in rows if row.facts["onward"] == Onward.PEERS),
-        *("grant" for row in rows if (bytes.fromhex(row.facts["core_digest"]), peer) in granted),
-    }
+    cores = {bytes.fromhex(row.facts["core_digest"]) for row in rows}
     return Reach(
         peer=peer,
         revisions=tuple(sorted({row.revision for row in rows})),
         acknowledged=sum(row.receipt for row in standing),
         not_fetched=sum(not row.receipt for row in standing),
         taken_back=len(rows) - len(standing),
-        onward=tuple(sorted(onward)),
+        onward=any(row.facts["onward"] == Onward.PEERS for row in rows),
+        granted=tuple(sorted({node for core in cores for node in granted.get((core, peer), ())})),
     )

@@ -7,7 +7,7 @@ what may no longer go is withdrawn in place of being sent.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
@@ -16,7 +16,7 @@ from federation.agreement import Agreement
 from federation.entries import Delivery, Withdrawal
 from federation.errors import HeldError, NotFoundError, TermsError, UsageError
 from federation.keyring import Card
-from federation.model import Decision, Form, NodeId, Terms, instant, instant_text
+from federation.model import Decision, Form, NodeId, Terms, Tier, Tlp, instant, instant_text
 from federation.outbound import OwnAdvisory, Presented, present
 from federation.policy.decide import decide
 from node import advisories, control, erasures, feeds, relays, statements
@@ -32,6 +32,8 @@ from node.store.database import read, record, scrub, write
 from node.store.tables import ledger, out_entries
 
 _GAIN = {Form.FULL: 2, Form.GENERALISED: 1, Form.WITHHELD: 0}
+ANSWERS_RECALLS: Final = 2  # the protocol version from which on a node answers for what it purged
+_TOO_OLD: Final = "it speaks protocol version 1, which cannot answer a recall: it must be upgraded before it gets this"
 _NO_LONGER_PERMITTED = "no-longer-permitted"
 _BY_HAND = "withdrawn-by-hand"
 
@@ -175,6 +177,8 @@ def _judge_under(node: Node, own: OwnAdvisory, card: Card, agreement: Agreement 
     if not decision.shares_anything:
         held = "a duty to send it conflicts with the rules that withhold it" if decision.owed else None
         return Outcome(card.node, decision, None, held, None)
+    if card.speaks < ANSWERS_RECALLS and (own.handling.tlp is Tlp.RED or own.handling.tier is Tier.DUAL_USE):
+        return Outcome(card.node, decision, None, _TOO_OLD, None)
     try:
         presented = present(own, decision)
     except HeldError as e:

@@ -19,7 +19,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from federation.errors import ConflictError, LocalError, NotFoundError, RemoteError
 from federation.keyring import Card
 from federation.model import NodeId
-from node import feeds, logs
+from node import answers, feeds, logs, recalls, retention
 from node.context import Node
 from node.peers import all_peers, trusted_card
 from node.sync import Link, Report, sync
@@ -74,6 +74,7 @@ class Polls:
     def start(self) -> None:
         """Polls every peer once at once, and goes on; notifies those who have not seen everything."""
         self._scheduler.start()
+        self._scheduler.add_job(self._keep_up, IntervalTrigger(hours=1, timezone=UTC), id="keep up")
         self.refresh()
         self.announce()
 
@@ -187,6 +188,17 @@ class Polls:
             _log.error(f"{what} broke", peer=peer, error=result, at=logs.place(e))
         self._tally.add(_COUNTED[what], peer, result)
         return failed
+
+    def _keep_up(self) -> None:
+        """What has ended is erased, recalls that could not be told are sent if they can be now, answers are missed."""
+        for what in (retention.expire, recalls.send_again, answers.check):
+            try:
+                what(self._node)
+            except LocalError as e:
+                _log.info("upkeep failed", what=what.__name__, reason=type(e).__name__)
+            except Exception as e:  # noqa: BLE001 - the boundary of a job, as in _guard
+                _log.error("upkeep broke", what=what.__name__, error=type(e).__name__, at=logs.place(e))
+        self.announce()
 
     def _interval_s(self, peer: NodeId) -> float:
         normal = float(self._node.poll_interval_s)

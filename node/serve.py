@@ -20,7 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from federation.errors import LocalError
-from node import lock, logs
+from node import lock, logs, retention
 from node.context import Node
 from node.main import notify_socket, open_node, read_settings
 from node.rpc import server
@@ -51,6 +51,7 @@ def serve(home: Path, ready: Callable[[str], None]) -> None:
         node, chosen = open_node(home), read_settings(home)
         log = () if chosen.log is None else (home / chosen.log.name, chosen.log.max_mib << 20, chosen.log.keep)
         with logs.writing(*log):
+            retention.expire(node)  # before a call is accepted, and not an hour later
             database.scrub(node.engine)  # if the last process died between an erasure and this
             try:
                 asyncio.run(_run(node, chosen.metrics, held, ready))
@@ -59,13 +60,14 @@ def serve(home: Path, ready: Callable[[str], None]) -> None:
 
 
 async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str], None]) -> None:
-    loop, serving, end, tally = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), Tally()
+    loop, serving, end, wake, tally = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), asyncio.Event(), Tally()
     polls = Polls(node, PeerLink, tally)
     health = partial(_health, node, loop, serving, end)
-    with _heeding(loop, end, lambda: _look_again(node, polls)), _watched(metrics, node, tally, health):
+    with _heeding(loop, end, wake), _watched(metrics, node, tally, health):
         running = await server.start(node, polls.hint, tally)
         try:
             await asyncio.to_thread(polls.start)
+            looking = asyncio.create_task(_look_again(node, polls, wake))
             serving.set()
             lock.ready(held, node.home, running.address)
             _log.info("start", node=node.id, address=running.address)

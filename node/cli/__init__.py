@@ -28,12 +28,14 @@ _CATALOGUE = {
     "approval": Entry(_AGREE, "node.cli.approval", "What takes two people: ask, approve, refuse."),
     "case": Entry(_WORK, "node.cli.case", "Private cases; they never leave this node."),
     "advisory": Entry(_WORK, "node.cli.advisory", "Draft, import, label, release advisories."),
+    "recall": Entry(_WORK, "node.cli.recall", "Take an advisory back from everybody who holds it."),
     "explain": Entry(_WORK, "node.cli.explain", "Why a peer gets which parts of an advisory."),
     "ledger": Entry(_WORK, "node.cli.ledger", "What was disclosed, to whom, by which rule."),
     "sync": Entry(_RECEIVE, "node.cli.sync", "Fetch now what peers have for this node."),
     "inbox": Entry(_RECEIVE, "node.cli.inbox", "Advisories that peers sent."),
     "statement": Entry(_RECEIVE, "node.cli.statement", "What nodes say to each other about advisories."),
     "relay": Entry(_RECEIVE, "node.cli.relay", "Pass a received advisory on, for its origin."),
+    "purge": Entry(_RECEIVE, "node.cli.purge", "Erase what may be kept no longer."),
     "quarantine": Entry(_RECEIVE, "node.cli.quarantine", "Entries that were set aside, and why."),
 }
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from federation.errors import UsageError
 from federation.model import Category, Tlp
 from node.cli import make, screen, session, summaries
 
@@ -107,6 +108,84 @@ def release(
 
 @make.command(
     app,
+    "revise",
+    "apostille advisory revise CERT-FR-2026-0131 advisory-2.json",
+    "apostille advisory revise CERT-FR-2026-0131 --from-issued",
+)
+def revise(
+    name: Annotated[str, typer.Argument(help="The advisory's name.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The new document, in a form that an import takes.")
+    ] = None,
+    from_issued: Annotated[
+        bool, typer.Option("--from-issued", help="The document as it is, to be labelled otherwise.")
+    ] = False,
+    tlp: Annotated[
+        Tlp | None, typer.Option(case_sensitive=False, help="The TLP label, if it is another and the file has none.")
+    ] = None,
+    as_json: make.AsJson = False,
+) -> None:
+    """Makes the next revision of an issued advisory, as a draft; a release signs it and supersedes the one before.
+
+    The tracking id stays and the tracking version changes. Handling that the file does not give is as before, and parts
+    that were raised to a more sensitive category stay so.
+    """
+    from node.cli import revising
+
+    revising.revise(name, file, tlp, from_issued=from_issued, as_json=as_json)
+
+
+@make.command(
+    app,
+    "holders",
+    "apostille advisory holders CERT-FR-2026-0131",
+    'apostille advisory holders CERT-FR-2026-0131 --leave cert.de.example --reason "archive copy, no systems affected"',
+    "apostille advisory holders CERT-FR-2026-0131 --recall",
+)
+def holders(
+    name: Annotated[str, typer.Argument(help="The advisory's name.")],
+    leave: Annotated[
+        str | None, typer.Option(metavar="PEER", help="Record the decision that this peer keeps what it has.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, with --leave.")] = None,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Recall the earlier revisions from all for whom nothing was decided.")
+    ] = False,
+    as_json: make.AsJson = False,
+) -> None:
+    """Lists the peers that hold an earlier revision and did not get the newest one.
+
+    Each of them gets the newest one (release it to them), a recall, or a recorded decision that it keeps what it has.
+    """
+    from node.cli import revising
+
+    revising.holders(name, leave, reason, recall=recall, as_json=as_json)
+
+
+@make.command(app, "withdraw", "apostille advisory withdraw CERT-FR-2026-0131 --from cert.de.example")
+def withdraw(
+    name: Annotated[str, typer.Argument(help="The advisory's name.")],
+    peer: Annotated[str, typer.Option("--from", metavar="PEER", help="The peer from which it is taken back.")],
+    revision: Annotated[int | None, typer.Option(metavar="N", help="Only this revision.")] = None,
+    as_json: make.AsJson = False,
+) -> None:
+    """Takes an advisory back from one peer: its copy is purged there, and what it passed on is taken back too.
+
+    To take an advisory back from everybody, with answers that say so, recall it: apostille recall --help
+    """
+    from federation.model import NodeId
+    from node import releases
+
+    seqs = releases.withdraw(session.node(), name, NodeId(peer), revision)
+    session.wake()
+    if as_json:
+        screen.emit({"advisory": name, "peer": peer, "entries": seqs})
+        return
+    screen.note(f"Withdrew {name} from {peer}: entry {', '.join(map(str, seqs))}. It learns so with its next pull.")
+
+
+@make.command(
+    app,
     "grant",
     "apostille advisory grant CERT-FR-2026-0131 --relay cert.de.example --to cert.in.example --until 2027-03-01",
 )
@@ -171,6 +250,7 @@ def show(
     as_peer: Annotated[
         str | None, typer.Option(metavar="PEER", help="The document as this peer would get it now.")
     ] = None,
+    revision: Annotated[int | None, typer.Option(metavar="N", help="This revision; the newest one otherwise.")] = None,
     as_json: make.AsJson = False,
 ) -> None:
     """Shows an advisory: whole, or as one peer would get it."""
@@ -179,7 +259,9 @@ def show(
     if as_peer is None:
         from node import advisories
 
-        summary, csaf, ai = advisories.content(session.node(), name)
+        summary, csaf, ai = advisories.content(session.node(), name, revision)
+    elif revision is not None:
+        raise UsageError("--as-peer shows what a release would give now, which is the newest revision")
     else:
         summary, csaf, ai = releasing.seen_by(name, as_peer)
     if as_json:

@@ -10,7 +10,7 @@ from federation.outbound import open_as_receiver
 from federation.policy.explain import by_rule, explain
 from node import releases
 from node.advisories import Summary
-from node.cli import exits, screen, session
+from node.cli import exits, revising, screen, session
 from node.cli.summaries import summary_data
 from node.releases import Outcome
 
@@ -26,11 +26,14 @@ def run(name: str, to: Iterable[str], *, dry_run: bool, verbose: bool, as_json: 
         session.wake()
     if as_json:
         shown = [outcome_data(outcome, verbose=verbose) for outcome in outcomes]
-        screen.emit({**summary_data(summary), "dry_run": dry_run, "peers": shown})
+        unsettled = [] if dry_run else [revising.data(holder) for holder in revising.open_holders(node, name)]
+        screen.emit({**summary_data(summary), "dry_run": dry_run, "peers": shown, "unsettled": unsettled})
     else:
         _show(summary, outcomes, dry_run=dry_run, verbose=verbose)
     if dry_run:
         return
+    if not as_json:
+        revising.say_unsettled(node, name)
     held = [outcome.peer for outcome in outcomes if outcome.held is not None]
     if held:
         raise HeldError(f"{name} is held for {', '.join(held)}: a person must look at why")

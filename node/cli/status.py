@@ -36,6 +36,7 @@ def status(as_json: make.AsJson = False) -> None:
                 "drafts": found.drafts,
                 "issued": found.issued,
                 "agreements_in_force": found.agreements_in_force,
+                "unsettled": found.unsettled,
                 "withdrawn": [{"advisory": name, "peer": peer} for name, peer in found.withdrawn],
             }
         )
@@ -51,6 +52,11 @@ def status(as_json: make.AsJson = False) -> None:
             ("Set aside", f"{found.set_aside} (apostille quarantine list)" if found.set_aside else 0),
         ]
     )
+    if found.unsettled:
+        screen.note(
+            f"{found.unsettled} times a peer is left with an earlier revision of an advisory, and nobody has decided on"
+            " it: apostille advisory holders NAME"
+        )
     for name, peer in found.withdrawn:
         screen.note(
             f"{name} was taken back from {peer}, as rules or agreements changed. Release it again, or leave it so."
