@@ -59,23 +59,30 @@ def serve(home: Path, ready: Callable[[str], None]) -> None:
                 node.engine.dispose()
 
 
+class _Told:
+    """What this process was told: that calls are accepted, that something was changed, that it is to end."""
+
+    def __init__(self) -> None:
+        self.serving, self.wake, self.end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+
 async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str], None]) -> None:
-    loop, serving, end, wake, tally = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event(), asyncio.Event(), Tally()
+    loop, told, tally = asyncio.get_running_loop(), _Told(), Tally()
     polls = Polls(node, PeerLink, tally)
-    health = partial(_health, node, loop, serving, end)
-    with _heeding(loop, end, wake), _watched(metrics, node, tally, health):
+    with _heeding(loop, told), _watched(metrics, node, tally, partial(_health, node, loop, told)):
         running = await server.start(node, polls.hint, tally)
+        looking = asyncio.create_task(_look_again(node, polls, told.wake))
         try:
             await asyncio.to_thread(polls.start)
-            looking = asyncio.create_task(_look_again(node, polls, wake))
-            serving.set()
+            told.serving.set()
             lock.ready(held, node.home, running.address)
             _log.info("start", node=node.id, address=running.address)
             ready(running.address)
             _tell("READY=1")
-            await end.wait()
+            await told.end.wait()
         finally:
-            end.set()
+            told.end.set()
+            looking.cancel()
             drained = await _drain(running, polls)
             lock.over(held, node.home)
             if not drained:
@@ -99,32 +106,45 @@ async def _drain(running: RunningServer, polls: Polls) -> bool:
 
 
 @contextmanager
-def _heeding(loop: asyncio.AbstractEventLoop, end: asyncio.Event, look_again: Callable[[], None]) -> Iterator[None]:
-    """Inside, signals are heeded; a second one that ends the process is left to the kernel, whatever hangs here."""
+def _heeding(loop: asyncio.AbstractEventLoop, told: _Told) -> Iterator[None]:
+    """Inside, signals are heeded. A second one that ends the process is the kernel's business, whatever hangs here."""
 
-    def told(_number: int, _frame: FrameType | None) -> None:
-        for number in _ENDING:
-            signal.signal(number, signal.SIG_DFL)
-        loop.call_soon_threadsafe(end.set)
+    def end(_number: int, _frame: FrameType | None) -> None:
+        _leave()
+        loop.call_soon_threadsafe(told.end.set)
 
+    def wake(_number: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(told.wake.set)
+
+    signal.signal(signal.SIGUSR1, wake)
     for number in _ENDING:
-        signal.signal(number, told)
-    loop.add_signal_handler(signal.SIGUSR1, lambda: loop.run_in_executor(None, look_again))
+        signal.signal(number, end)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGUSR1)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # one that is late must not kill: that is its default
-        for number in _ENDING:
-            signal.signal(number, signal.SIG_DFL)
+        _leave()
 
 
-def _look_again(node: Node, polls: Polls) -> None:
-    for look in (node.own.reload, polls.refresh, polls.announce):
-        try:
-            look()
-        except (SQLAlchemyError, LocalError) as e:  # the next poll or wake makes up for it
-            _log.error("wake failed", error=type(e).__name__, at=logs.place(e))
+def _leave() -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a late one must not kill, which is what it does by default
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_DFL)
+
+
+async def _look_again(node: Node, polls: Polls, wake: asyncio.Event) -> None:
+    """Takes up what other commands have changed: once for all that woke it meanwhile."""
+
+    def look() -> None:
+        for take_up in (node.own.reload, polls.refresh, polls.announce):
+            try:
+                take_up()
+            except (SQLAlchemyError, LocalError) as e:  # the next poll or wake makes up for it
+                _log.error("wake failed", error=type(e).__name__, at=logs.place(e))
+
+    while True:
+        await wake.wait()
+        wake.clear()
+        await asyncio.to_thread(look)
 
 
 @contextmanager
@@ -143,11 +163,11 @@ def _watched(listen: str | None, node: Node, tally: Tally, health: Callable[[], 
         answering.close()
 
 
-def _health(node: Node, loop: asyncio.AbstractEventLoop, serving: asyncio.Event, end: asyncio.Event) -> str | None:
+def _health(node: Node, loop: asyncio.AbstractEventLoop, told: _Told) -> str | None:
     """In one word why this node is not fit to serve; None when it is. For any thread but that of `loop`."""
-    if end.is_set():
+    if told.end.is_set():
         return "draining"
-    if not serving.is_set():
+    if not told.serving.is_set():
         return "starting"
     asked = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
     try:

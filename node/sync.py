@@ -272,7 +272,7 @@ def _commit(node: Node, peer: NodeId, held: Held, page: VerifiedPage, given: int
             counts[judged.outcome] = counts.get(judged.outcome, 0) + 1
             if judged.outcome is Disposition.CONTROL:
                 receiver, dropped = _receiver(node, tx, now), floors(tx, held.id)
-            if judged.code is not None:
+            if judged.code is not None and not _is_statement(entry):
                 turned_away.append(_turned_away(judged))
         if turned_away:
             statements.refuse(node, tx, peer, before.origin, turned_away)
@@ -342,6 +342,11 @@ def _store(node: Node, tx: Connection, peer: NodeId, held: Held, judged: _Judged
         about_card = entry.envelope is not None and isinstance(entry.envelope.body, NewCard)
         kind = Alarm.CARD if about_card else Alarm.QUARANTINE
         raise_alarm(tx, kind, peer, f"entry {entry.seq}: {judged.outcome}, {judged.code}", now)
+
+
+def _is_statement(entry: PageEntry) -> bool:
+    """A statement is never answered by a refusal: two nodes that cannot verify each other would go on for ever."""
+    return entry.envelope is not None and isinstance(entry.envelope.body, Said)
 
 
 def _turned_away(judged: _Judged) -> JsonObject:

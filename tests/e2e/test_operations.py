@@ -1,6 +1,5 @@
 """Running a node for real: how it ends, what it tells while it runs, IPv6, and the unit for systemd."""
 
-import asyncio
 import importlib.resources
 import re
 import shutil
@@ -144,6 +143,7 @@ class TestDrain:
             server.tell(signal.SIGTERM)
             while server.process.poll() is None:
                 server.tell(signal.SIGUSR1)
+                threading.Event().wait(0.002)
             assert server.ended()[0] == 0
 
     def test_peers_that_ask_for_its_health_are_told(self, net: Net) -> None:
@@ -164,13 +164,13 @@ class TestHealth:
 
     def test_every_word_has_its_cause(self, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(serve, "_ANSWER_S", 0.2)
-        fr, loop, serving_now, end = net.world[FR], net._loop, asyncio.Event(), asyncio.Event()
+        fr, loop, told = net.world[FR], net._loop, serve._Told()
 
         def health() -> str | None:
-            return serve._health(fr, loop, serving_now, end)
+            return serve._health(fr, loop, told)
 
         assert health() == "starting"
-        serving_now.set()
+        told.serving.set()
         assert health() is None
         go_on = threading.Event()
         loop.call_soon_threadsafe(go_on.wait, PATIENCE_S)
@@ -180,7 +180,7 @@ class TestHealth:
         with write(fr.engine) as tx:
             tx.execute(text("ALTER TABLE meta RENAME TO elsewhere"))
         assert health() == "database"
-        end.set()
+        told.end.set()
         assert health() == "draining"
 
 
