@@ -185,6 +185,17 @@ def open_cosignature(note: bytes, key: VerifierKey) -> int:
     return time
 
 
+def with_one_line(note: bytes, key: VerifierKey, *, cosignature: bool = False) -> bytes:
+    """`note` with its one signature line by `key`, or its one cosignature, and no other line.
+
+    Raises MalformedError or TooLargeError for what is no note, SignatureError unless it has exactly one such line; what
+    it says is not verified.
+    """
+    parsed = _parse(note)
+    algorithm = _Algorithm.COSIGNATURE_V1 if cosignature else _Algorithm.ED25519
+    return parsed.body + b"\n" + _line(key, algorithm, parsed.only(key, algorithm))
+
+
 @dataclass(frozen=True, slots=True)
 class _Note:
     """A note's body, what it says, and the signature lines as (key name, key id and payload)."""

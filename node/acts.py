@@ -3,10 +3,16 @@
 Each use case asks for its own act and knows how it is carried out; `node.approvals` knows neither.
 """
 
-from node import advisories, peers
+from node import advisories, epochs, peers, rotation
 from node.approvals import Act, Acts
 
 
 def registry() -> Acts:
     """What `node.approvals.settle` carries out."""
-    return {Act.TRUST: peers.carry_out_trust, Act.LABEL: advisories.carry_out_label}
+    return {
+        Act.TRUST: peers.carry_out_trust,
+        Act.LABEL: advisories.carry_out_label,
+        Act.ROOTS: rotation.carry_out_roots,
+        Act.OPEN_EPOCH: epochs.carry_out_open,
+        Act.ACCEPT_EPOCH: epochs.carry_out_accept,
+    }

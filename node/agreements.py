@@ -16,12 +16,12 @@ from federation import agreement as terms
 from federation import jws
 from federation.agreement import Agreement
 from federation.entries import AgreementOffer
-from federation.errors import NotAdmittedError, NotFoundError, UsageError
+from federation.errors import KeyringError, NotAdmittedError, NotFoundError, UsageError
 from federation.limits import MAX_CONTROL_BYTES
 from federation.model import NodeId, Role, node_id
 from node import control, signing
 from node.context import Node
-from node.peers import keyring, trusted_cards
+from node.peers import earlier_key, keyring, trusted_cards
 from node.people import Post
 from node.store.database import read, record, write
 from node.store.tables import agreements
@@ -70,7 +70,7 @@ def propose(node: Node, text: str, where: str) -> Held:
             _check_previous(agreement, known)
         except NotAdmittedError as e:
             raise UsageError(f"{where}: {e}") from e
-        document = jws.SignedDocument(agreement.canonical, (_sign(node, agreement),))
+        document = jws.SignedDocument(agreement.canonical, (_sign(node, agreement, tx),))
         return _store_and_offer(node, tx, jws.serialise(document), by=node.actor, act="agreement.propose")
 
 
@@ -86,7 +86,7 @@ def countersign(node: Node, reference: str) -> Held:
             raise UsageError(f"{held.agreement.id} version {held.agreement.version} is signed by this node already")
         if node.clock() >= held.agreement.valid_until:
             raise UsageError(f"{held.agreement.id} ended on {held.agreement.valid_until:%Y-%m-%d}; it cannot be signed")
-        document = jws.with_signature(_parsed(held.document), _sign(node, held.agreement))
+        document = jws.with_signature(_parsed(held.document), _sign(node, held.agreement, tx))
         return _store_and_offer(node, tx, jws.serialise(document), by=node.actor, act="agreement.countersign")
 
 
@@ -137,6 +137,13 @@ def in_force(tx: Connection, now: datetime) -> dict[bytes, Agreement]:
         if agreement.in_dates(now):
             newest[agreement.id] = agreement
     return {agreement.digest: agreement for agreement in newest.values()}
+
+
+def with_peer(tx: Connection, me: NodeId, peer: NodeId, now: datetime) -> tuple[bytes, ...]:
+    """The documents between `me` and `peer` that have not ended, in force or not yet, older versions first."""
+    rows = tx.execute(select(agreements).order_by(agreements.c.name, agreements.c.version, agreements.c.digest)).all()
+    held = map(_held, rows)
+    return tuple(h.document for h in held if {me, peer} <= set(h.agreement.parties) and now < h.agreement.valid_until)
 
 
 def _store_and_offer(node: Node, tx: Connection, received: bytes, *, by: str, act: str) -> Held:
@@ -199,11 +206,24 @@ def _union(old: Held, new: Held) -> Held:
 
 
 def _verified(node: Node, tx: Connection, document: bytes) -> Held:
-    """A document from outside, every signature verified under a key that is valid now. Raises RemoteError."""
+    """A document from outside, every signature verified under a key that is valid now; of those that are held already,
+    under the key that made them, which may be on no card any more. Raises RemoteError.
+    """
     ring, now = keyring(node, tx), node.clock()
-    agreement, signed_by, _ = terms.open_signed(
-        document, lambda party, kid: ring.key(party, Role.ISSUE, kid.partition("/")[2], now)
-    )
+    digest = terms.from_canonical(_parsed(document).payload).digest
+    row = tx.execute(select(agreements.c.document).where(agreements.c.digest == digest)).scalar()
+    held = set() if row is None else {signature.kid for signature in _parsed(row).signatures}
+
+    def key_of(party: NodeId, kid: str) -> bytes:
+        name = kid.partition("/")[2]
+        try:
+            return ring.key(party, Role.ISSUE, name, now)
+        except KeyringError:
+            if kid not in held:
+                raise
+            return earlier_key(node, tx, party, Role.ISSUE, name)
+
+    agreement, signed_by, _ = terms.open_signed(document, key_of)
     return Held(agreement, signed_by, document)
 
 
@@ -229,7 +249,9 @@ def _find(tx: Connection, reference: str) -> Held:
     return _held(found[0])
 
 
-def _sign(node: Node, agreement: Agreement) -> jws.Signature:
-    with read(node.engine) as tx:
-        signer = signing.signer_for_all(node, tx, Role.ISSUE)
+def _sign(node: Node, agreement: Agreement, tx: Connection | None = None) -> jws.Signature:
+    if tx is None:
+        with read(node.engine) as own:
+            return _sign(node, agreement, own)
+    signer = signing.signer_for_all(node, tx, Role.ISSUE)
     return jws.sign(agreement.canonical, terms.JWS_TYPE, f"{node.id}/{signer.kid}", signer.sign)

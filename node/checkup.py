@@ -25,14 +25,16 @@ from config.settings import Settings
 from federation.errors import ApostilleError, LocalError
 from federation.keyring import Card
 from federation.labels import load as load_labels
-from federation.model import Role
-from node import agreements, keys, main
+from federation.model import SPOKEN_VERSIONS, Role
+from node import agreements, cards, keys, main, rotation
+from node.owncard import OwnCard
 from node.store import database
 from node.store.tables import audit
 
-_NEAR_END: Final = timedelta(days=30)  # keys and agreements: time enough to make and sign new ones
+_NEAR_END: Final = timedelta(days=30)  # of agreements: time enough to make and sign new ones
 _DISK_FAIL: Final = 100 << 20  # bytes; SQLite needs room for its log to commit at all
 _DISK_WARN: Final = 1 << 30
+_CARD_PATIENCE: Final = timedelta(days=3)  # for a peer to fetch a new card; the old keys serve it far longer
 _CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 _PACKAGES: Final = ("config", "federation", "node", "protos")
 
@@ -63,9 +65,12 @@ def examine(home: Path) -> tuple[Finding, ...]:
         Finding("settings", Verdict.OK, f"{chosen.node} in {chosen.jurisdiction}, listens on {chosen.listen}"),
         *_modes(home),
         *_card_and_keys(home, chosen, now),
-        *_guarded("database", "do what it says; what is damaged, restore from a backup", lambda: _database(home, chosen, now)),
+        *_guarded(
+            "database", "do what it says; what is damaged, restore from a backup", lambda: _database(home, chosen, now)
+        ),
         *_guarded("law packs", "mend law_packs in apostille.yaml", lambda: _rules(chosen)),
         *_guarded("agreements", "mend what is named above first", lambda: _agreements(home, now)),
+        *_guarded("peers", "mend what is named above first", lambda: _peers(home, now)),
         _disk(home),
         _installation(),
     )
@@ -92,15 +97,17 @@ def _modes(home: Path) -> Iterator[Finding]:
 
 def _card_and_keys(home: Path, chosen: Settings, now: datetime) -> Iterator[Finding]:
     try:
-        card = main.own_card(main.open_database(home, chosen), chosen).card
+        own = main.own_card(main.open_database(home, chosen), chosen)
     except (LocalError, DatabaseError) as e:
         found = str(e) if isinstance(e, LocalError) else type(e).__name__
         yield Finding("card", Verdict.FAIL, found, "it lies in the database: restore that from a backup")
         return
+    card = own.card
     yield _clock("clock", card.issued_at, "this node's card was signed", now)
     yield _card(card, now)
     yield _endpoint(card, chosen)
     yield _keys(home, card, now)
+    yield _key_files(home, own)
     yield _roots(home)
 
 
@@ -109,11 +116,18 @@ def _card(card: Card, now: datetime) -> Finding:
     soonest = min(max(key.valid_until for key in card.keys if key.role is role) for role in Role)
     if ended:
         return Finding(
-            "card", Verdict.FAIL, f"no valid {', '.join(ended)} key", "sign a new card and give it to every peer"
+            "card",
+            Verdict.FAIL,
+            f"no valid {', '.join(ended)} key",
+            "apostille key rotate --all, then give every peer the card",
         )
     until = f"its keys are valid until {soonest:%Y-%m-%d}"
-    if soonest - now < _NEAR_END:
-        return Finding("card", Verdict.WARN, until, "sign a new card and give it to every peer")
+    if soonest - now < rotation.NEAR_END:
+        return Finding("card", Verdict.WARN, until, "make new keys beside them: apostille key rotate --all")
+    if card.protocols != SPOKEN_VERSIONS:
+        spoken, ours = (", ".join(map(str, versions)) for versions in (card.protocols, SPOKEN_VERSIONS))
+        found = f"it says that this node speaks protocol version {spoken}; it speaks {ours}"
+        return Finding("card", Verdict.WARN, found, "apostille card renew")
     return Finding("card", Verdict.OK, until)
 
 
@@ -121,7 +135,7 @@ def _endpoint(card: Card, chosen: Settings) -> Finding:
     if card.endpoint != chosen.advertise:
         found = f"the card says {card.endpoint}, the settings advertise {chosen.advertise}"
         return Finding(
-            "address", Verdict.WARN, found, "peers dial what the card says: sign a new card, or undo the change"
+            "address", Verdict.WARN, found, "peers dial what the card says: apostille card renew, or undo the change"
         )
     return Finding("address", Verdict.OK, f"peers dial {card.endpoint}")
 
@@ -129,13 +143,26 @@ def _endpoint(card: Card, chosen: Settings) -> Finding:
 def _keys(home: Path, card: Card, now: datetime) -> Finding:
     try:
         held = keys.Keys(home, main.passphrase_of(home))
-        for role in (Role.ISSUE, Role.FEED, Role.RECEIPT):
-            held.signer(role, card, now)
-        held.tls(card, now)
+        for key in card.keys:
+            if key.valid_until > now:
+                held.check(key)
         held.unseal(held.seal(b"probe"))
     except (ApostilleError, OSError) as e:
         return Finding("keys", Verdict.FAIL, str(e), f"mend the passphrase, or restore {home / 'keys'} from a backup")
     return Finding("keys", Verdict.OK, "the passphrase opens the keys for issue, feed, receipt, tls and seal")
+
+
+def _key_files(home: Path, own: OwnCard) -> Finding:
+    named = {key.kid for key in own.every_key()}
+    found = [kid for _, kid in keys.Keys(home, None).stored() if kid not in named]
+    if found:
+        return Finding(
+            "key files",
+            Verdict.WARN,
+            f"{len(found)} private keys are on no card",
+            "install the card that was prepared with them, or delete them: apostille key prune --unused",
+        )
+    return Finding("key files", Verdict.OK, "every private key is on a card")
 
 
 def _roots(home: Path) -> Finding:
@@ -206,6 +233,16 @@ def _agreements(home: Path, now: datetime) -> Iterator[Finding]:
         yield Finding(
             "sunset reviews", Verdict.WARN, ", ".join(due), "review whether the terms still do what they should"
         )
+
+
+def _peers(home: Path, now: datetime) -> Iterator[Finding]:
+    node = main.open_node(home)
+    waiting = cards.waiting(node)
+    if waiting and now - node.card.issued_at > _CARD_PATIENCE:
+        found = f"not known to hold card {node.card.version} of this node: {', '.join(waiting)}"
+        yield Finding("peers", Verdict.WARN, found, "give them the file of: apostille card export")
+    else:
+        yield Finding("peers", Verdict.OK, "none has been without this node's card for long")
 
 
 def _installation() -> Finding:

@@ -11,22 +11,21 @@ history. What the old epoch brought stays, with its numbers; its open end is wri
 about what the other holds, it says so and stops, and a further epoch settles it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Final, NoReturn
 
 from sqlalchemy import Connection, Row, func, select, update
 
-from federation import entries, feed
-from federation.checkpoint import MAX_EPOCH, Checkpoint, origin_line, parse_origin_line
-from federation.entries import Delivery, Granted, NewEpoch, RecallOrder, Said, Withdrawal
-from federation.errors import ConflictError, MalformedError, UsageError
-from federation.feed import PageBytes, PageEntry
+from federation import entries
+from federation.checkpoint import MAX_EPOCH, Checkpoint, parse_origin_line
+from federation.entries import AgreementOffer, Delivery, Granted, Kind, NewEpoch, RecallOrder, Said, Withdrawal
+from federation.errors import ConflictError, MalformedError, RemoteError, UsageError
+from federation.feed import PageBytes, VerifiedPage, check_final
 from federation.keyring import Card
-from federation.model import JsonObject, NodeId
-from node import agreements, answers, approvals, cards, confirm, control, feeds, passing, peers, releases
+from federation.model import NodeId
+from node import agreements, answers, approvals, cards, confirm, control, feeds, peers, releases
 from node.alarms import Alarm, raise_alarm
 from node.approvals import Act, Request
 from node.confirm import FELL_BACK, Known
@@ -165,18 +164,15 @@ def carry_out_accept(node: Node, tx: Connection, request: Request) -> None:
 def all_epochs(node: Node, peer: NodeId | None = None) -> tuple[Epoch, ...]:
     """Every epoch of every feed, those of one peer if it is named; the ended ones are still here."""
     with read(node.engine) as tx:
-        going = tx.execute(select(out_feeds).order_by(out_feeds.c.peer, out_feeds.c.epoch)).all()
-        coming = tx.execute(select(in_feeds).order_by(in_feeds.c.peer, in_feeds.c.epoch)).all()
-        last = {(rows is going, row.peer): row.id for rows in (going, coming) for row in rows}
-        found = [
-            _listed(row, True, row.receipt_size, _state_out(tx, row) if last[True, row.peer] == row.id else "ended")
-            for row in going
-        ]
-        found += [
-            _listed(row, False, row.cosigned, _state_in(row) if last[False, row.peer] == row.id else "ended")
-            for row in coming
-        ]
-    wanted = (epoch for epoch in found if peer in (None, epoch.peer))
+        going = tx.execute(select(out_feeds).order_by(out_feeds.c.epoch)).all()
+        coming = tx.execute(select(in_feeds).order_by(in_feeds.c.epoch)).all()
+    found = [
+        *(_listed(row, True, row.receipt_size, _state_out(row)) for row in going),
+        *(_listed(row, False, row.cosigned, _state_in(row)) for row in coming),
+    ]
+    last = {(epoch.peer, epoch.outgoing): epoch.number for epoch in found}
+    told = (e if e.number == last[e.peer, e.outgoing] else replace(e, state="ended") for e in found)
+    wanted = (epoch for epoch in told if peer in (None, epoch.peer))
     return tuple(sorted(wanted, key=lambda epoch: (epoch.peer, not epoch.outgoing, epoch.number)))
 
 
@@ -190,22 +186,197 @@ def check_claim(peer: NodeId, held: int, standing: Standing, page: PageBytes) ->
         raise MalformedError(f"{peer}: jumps from epoch {held} to epoch {page.epoch}")
 
 
-def check_beginning(
-    tx: Connection, peer: NodeId, epoch: int, standing: Standing, page: Sequence[PageEntry]
-) -> tuple[bytes, ...]:
-    """The first page of a later epoch begins by naming the feed that it continues: the one of which something is held,
-    or a later one if we come from a backup. Returns the two heads that say how that one ended: as it was shown here,
-    and as the sender has it.
+def check_beginning(node: Node, peer: NodeId, epoch: int, standing: Standing, page: VerifiedPage) -> None:
+    """The first page of a later epoch begins by naming the feed that it continues: the newest of which a head is held,
+    and a final head that is no less than that; where we come from a backup it may be a later feed.
 
-    The caller passes them to `feed.check_final`. Raises MalformedError.
+    Raises MalformedError, or a FeedFrozenError: an epoch is no way to drop history.
     """
-    body = page[0].envelope.body if page[0].envelope else None
-    rows = tx.execute(
-        select(in_feeds).where(in_feeds.c.peer == peer, in_feeds.c.epoch < epoch).order_by(in_feeds.c.epoch)
-    ).all()
-    if not rows or not isinstance(body, NewEpoch):
+    before, first = _before(node, peer, epoch), page.entries[0].envelope
+    body = first.body if first is not None else None
+    if not isinstance(body, NewEpoch):
         raise MalformedError(f"{peer}: epoch {epoch} does not begin by naming the feed that it continues")
-    before = next((row for row in reversed(rows) if row.newest), rows[0])
     if body.previous == before.origin:
-        return before.origin, before.newest, body.final
-    raise MalformedError(f"{peer}: epoch {epoch} does not continue {before.origin}, of which we hold the end")
+        check_final(body.final, before.origin, before.newest)
+        return
+    sender, receiver, previous = parse_origin_line(body.previous)
+    follows = (sender, receiver) == (peer, node.id) and before.epoch < previous < epoch
+    if not follows or standing is Standing.WHOLE:
+        raise MalformedError(f"{peer}: epoch {epoch} does not continue {before.origin}, whose end is held here")
+
+
+def ends(node: Node, peer: NodeId, epoch: int, page: PageBytes) -> tuple[bytes, ...]:
+    """The two heads that contradict each other where `check_beginning` froze a feed: the one that was shown, and the
+    final one that entry 0 names."""
+    if epoch == 1 or not page.items or not isinstance(page.items[0], bytes):
+        return ()
+    try:
+        body = entries.read(page.items[0]).body
+    except RemoteError:
+        return ()
+    before = _before(node, peer, epoch)
+    return (before.newest, body.final) if isinstance(body, NewEpoch) else ()
+
+
+def row_of(tx: Connection, peer: NodeId, origin: str) -> int:
+    """The row of an earlier epoch of the feed from `peer`; 0 where nothing was ever held of it."""
+    found = tx.execute(select(in_feeds.c.id).where(in_feeds.c.peer == peer, in_feeds.c.origin == origin)).scalar()
+    return found or 0
+
+
+def note_beginning(node: Node, tx: Connection, peer: NodeId, body: NewEpoch) -> None:
+    """Writes down what of the feed before will never come, now that the one that continues it has begun."""
+    row = tx.execute(select(in_feeds.c.size, in_feeds.c.newest).where(in_feeds.c.origin == body.previous)).one_or_none()
+    held = row.size if row is not None else 0
+    final = Checkpoint.of(body.final).size if body.final else 0
+    if final > held:
+        detail = f"entries {held} to {final - 1} of {body.previous} never came; what stands of them comes again"
+        record(tx, at=node.clock(), by=peer, act="epoch.gap", subject=peer, detail=detail)
+        raise_alarm(tx, Alarm.EPOCH, peer, detail, node.clock())
+
+
+def _before(node: Node, peer: NodeId, epoch: int) -> Row[Any]:
+    """The feed that an epoch has to continue: the newest one of which a head is held, else the first."""
+    with read(node.engine) as tx:
+        rows = tx.execute(
+            select(in_feeds).where(in_feeds.c.peer == peer, in_feeds.c.epoch < epoch).order_by(in_feeds.c.epoch)
+        ).all()
+    return next((row for row in reversed(rows) if row.newest), rows[0])
+
+
+def _held_up(tx: Connection, peer: NodeId) -> OutFeed:
+    """The feed to `peer`, which cannot go on. Raises UsageError when it can."""
+    feed = feeds.out_feed(tx, peer)
+    if feed.refused_at is None:
+        raise UsageError(
+            f"nothing holds up the feed to {peer}: a new epoch is opened once it has asked and could not be answered,"
+            " so that the epoch begins where it stands"
+        )
+    return feed
+
+
+def _next(old: OutFeed, known: Known) -> int:
+    return max(old.epoch, known.place[0]) + 1
+
+
+def _lost(tx: Connection, old: OutFeed, known: Known) -> str:
+    """The entries that were signed and are not here, in words; empty where none is known."""
+    epoch, size = known.place
+    if epoch > old.epoch:
+        return f"entries of {old.origin} from {old.receipt_size} on, and all {size} of {known.origin}"
+    return f"entries {old.receipt_size} to {size - 1} of {known.origin}" if confirm.is_lost(tx, old) else ""
+
+
+def _cover(tx: Connection, old: OutFeed) -> dict[int, int]:
+    """Of each epoch so far, by its row, from where on the receiver lacks what stood in it; it is kept there."""
+    rows = tx.execute(select(out_feeds).where(out_feeds.c.peer == old.peer)).all()
+    covered = {row.id: row.refused_at or 0 for row in rows}
+    if old.refused_at is not None:
+        covered[old.id] = min(old.receipt_size, old.refused_at)
+    if old.refused_at == FELL_BACK:
+        covered = dict.fromkeys(covered, 0)
+    for row, since in covered.items():
+        tx.execute(update(out_feeds).where(out_feeds.c.id == row).values(refused_at=since))
+    return covered
+
+
+def _forget_cards(tx: Connection, peer: NodeId, covered: Mapping[int, int]) -> None:
+    """A card of ours that lies in what the receiver lacks is not held there: it is sent again."""
+    rows = tx.execute(select(card_deliveries).where(card_deliveries.c.peer == peer)).all()
+    lacking = [row.version for row in rows if row.seq >= covered.get(row.feed, 0)]
+    if not lacking:
+        return
+    before = select(func.max(own_cards.c.version)).where(own_cards.c.version < min(lacking))
+    held = tx.execute(before).scalar_one()
+    if held is not None:
+        older = (peers_table.c.node == peer) & (peers_table.c.our_card > held)
+        tx.execute(update(peers_table).where(older).values(our_card=held))
+
+
+def _send_again(node: Node, tx: Connection, card: Card, covered: Mapping[int, int]) -> int:
+    """Puts into the new epoch what the receiver lacks of those before; returns how many deliveries may not go any more.
+
+    Agreements first, then everything in its old order; each recall without entries to erase, as it bars by name.
+    """
+    for document in agreements.with_peer(tx, node.id, card.node, node.clock()):
+        control.offer(node, tx, card, AgreementOffer(document))
+    origins = {row.id: row.origin for row in tx.execute(select(out_feeds.c.id, out_feeds.c.origin))}
+    standing, held_back = _standing(tx, covered), 0
+    recalled = set(answers.owed(tx, card.node))
+    for row in _lacking(tx, covered):
+        body = entries.read(row.data).body
+        if isinstance(body, Delivery):
+            if standing[row.advisory, row.inbox] == (row.feed, row.seq):
+                held_back += not releases.deliver_again(node, tx, card, row.feed, row.seq)
+        elif isinstance(body, Said | Granted):
+            control.offer(node, tx, card, body)
+        elif isinstance(body, RecallOrder):
+            recalled.add(body.document)
+        elif isinstance(body, Withdrawal):
+            ended = body.feed or origins[row.feed]
+            here = next(feed for feed, origin in origins.items() if origin == ended)
+            taken = tuple(seq for seq in body.seqs if seq < covered[here])
+            if taken:
+                control.offer(node, tx, card, Withdrawal(taken, body.reason, ended))
+    for document in sorted(recalled):
+        control.offer(node, tx, card, RecallOrder(document, ()))
+    return held_back
+
+
+def _lacking(tx: Connection, covered: Mapping[int, int]) -> Iterator[Row[Any]]:
+    """The entries that the receiver lacks and whose bytes are here, in their order."""
+    for feed in sorted(covered):
+        query = select(out_entries).where(
+            out_entries.c.feed == feed, out_entries.c.seq >= covered[feed], out_entries.c.data.is_not(None)
+        )
+        yield from tx.execute(query.order_by(out_entries.c.seq)).all()
+
+
+def _standing(tx: Connection, covered: Mapping[int, int]) -> dict[tuple[int | None, int | None], tuple[int, int]]:
+    """Feed and number of the newest delivery of each own or received advisory that was not taken back."""
+    rows = tx.execute(
+        select(out_entries.c.advisory, out_entries.c.inbox, out_entries.c.feed, out_entries.c.seq)
+        .where(
+            out_entries.c.feed.in_(tuple(covered)),
+            out_entries.c.kind == Kind.PRESENTATION,
+            out_entries.c.data.is_not(None),
+        )
+        .order_by(out_entries.c.feed, out_entries.c.seq)
+    )
+    return {(row.advisory, row.inbox): (row.feed, row.seq) for row in rows}
+
+
+def _offered(tx: Connection, peer: NodeId) -> Row[Any]:
+    """The feed from `peer` that has ended for it. Raises UsageError."""
+    row = tx.execute(select(in_feeds).where(in_feeds.c.peer == peer).order_by(in_feeds.c.epoch.desc()).limit(1)).one()
+    if row.frozen:
+        raise UsageError(
+            f"the feed from {peer} is frozen: {row.frozen}. First settle that: apostille peer incident list"
+        )
+    if row.offered_epoch is None or row.offered_epoch <= row.epoch:
+        raise UsageError(f"{peer} has opened no epoch that is not accepted here; see: apostille peer epoch list")
+    return row
+
+
+def _open_binding(old: OutFeed, known: Known, cause: Cause) -> bytes:
+    final = Checkpoint.of(known.head).body() if known.head else b""
+    return approvals.bind(old.origin, known.origin, final, cause.value)
+
+
+def _accept_binding(row: Row[Any]) -> bytes:
+    return approvals.bind(row.origin, str(row.offered_epoch), str(row.size), row.newest)
+
+
+def _listed(row: Row[Any], outgoing: bool, settled: int, state: str) -> Epoch:
+    return Epoch(NodeId(row.peer), outgoing, row.epoch, row.origin, row.size, settled, state)
+
+
+def _state_out(row: Row[Any]) -> str:
+    return "current" if row.refused_at is None else "waits for a new epoch"
+
+
+def _state_in(row: Row[Any]) -> str:
+    if row.frozen:
+        return f"frozen: {row.frozen}"
+    offered = row.offered_epoch is not None and row.offered_epoch > row.epoch
+    return f"epoch {row.offered_epoch} is offered" if offered else "current"

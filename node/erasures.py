@@ -6,6 +6,7 @@ entry is appended for our own books alone. The caller scrubs after the commit.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
@@ -54,6 +55,8 @@ def erase(node: Node, tx: Connection, card: Card, epoch: int, body: Erasing, fac
         place = control.send(node, tx, card, body)
     else:
         place = feeds.append(node, tx, card.node, body, epoch=epoch)
+        if isinstance(body, Withdrawal):  # a recall bars by name; this has to be said where the feed goes on
+            control.offer(node, tx, card, replace(body, feed=feed.origin))
     feeds.erase(tx, place.feed, body.seqs, place.seq)
     known = {"entries": list(body.seqs), "leaf_hash": place.leaf_hash.hex(), **facts}
     where = book.Where(card.node, place.feed, feed.origin, place.seq)

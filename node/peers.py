@@ -15,11 +15,11 @@ from mnemonic import Mnemonic
 from sqlalchemy import Connection, Row, insert, select, update
 
 from federation.checkpoint import Checkpoint, origin_line
-from federation.errors import ConflictError, NotFoundError, UsageError
+from federation.errors import ConflictError, KeyringError, NotFoundError, UsageError
 from federation.keyring import Card, Keyring, RootSet, open_card, unverified
 from federation.merkle import EMPTY
 from federation.model import SPOKEN_VERSIONS, NodeId, Role
-from node import approvals
+from node import approvals, owncard
 from node.approvals import Act, Request
 from node.certificates import check_certificate
 from node.context import Node
@@ -192,6 +192,17 @@ def keyring(node: Node, tx: Connection) -> Keyring:
     """This node's card and those of all trusted peers, direct or not."""
     rows = tx.execute(select(peers.c.node, peers.c.card).where(peers.c.trusted == 1)).all()
     return Keyring({node.id: node.card, **{NodeId(row.node): unverified(row.card) for row in rows}})
+
+
+def earlier_key(node: Node, tx: Connection, name: NodeId, role: Role, kid: str) -> bytes:
+    """A key that any card of `name` ever had, valid or not, for what was verified before. Raises KeyringError."""
+    query = select(peer_cards.c.document).where(peer_cards.c.node == name)
+    documents = owncard.history(tx) if name == node.id else tx.execute(query).scalars().all()
+    for document in documents:
+        for key in unverified(document).keys:
+            if key.role is role and key.kid == kid:
+                return key.public
+    raise KeyringError(f"{name} has never had a {role} key of that id")
 
 
 def floors(tx: Connection, feed: int) -> tuple[Floor, ...]:

@@ -37,7 +37,7 @@ from federation.model import (
 )
 from federation.outbound import OwnAdvisory
 from federation.policy.decide import decide, forbidden_onward, with_products
-from node import control, feeds
+from node import confirm, control, feeds
 from node.context import Node
 from node.inbox import InboxState
 from node.peers import keyring, trusted_cards
@@ -176,6 +176,8 @@ def received(node: Node, tx: Connection, item: int) -> Received:
         .join(in_entries, (in_entries.c.feed == inbox.c.feed) & (in_entries.c.seq == inbox.c.seq))
         .where(inbox.c.id == item)
     ).one()
+    if row.peer in confirm.unheard(tx):
+        raise HeldError(f"{row.peer} brought item {item} of the inbox, and has not been heard since a restore")
     now, body = node.clock(), entries.read(row.data).body if row.data is not None else None
     if row.state not in _USABLE or not isinstance(body, Delivery):
         raise HeldError(f"item {item} of the inbox may not be used any more: it is {row.state}")

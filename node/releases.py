@@ -14,6 +14,7 @@ from sqlalchemy import Connection, select
 from federation import handling
 from federation.agreement import Agreement
 from federation.entries import Delivery, Withdrawal
+from federation.entries import read as read_entry
 from federation.errors import HeldError, NotFoundError, TermsError, UsageError
 from federation.keyring import Card
 from federation.model import Decision, Form, NodeId, Terms, Tier, Tlp, instant, instant_text
@@ -36,6 +37,11 @@ ANSWERS_RECALLS: Final = 2  # the protocol version from which on a node answers 
 _TOO_OLD: Final = "it speaks protocol version 1, which cannot answer a recall: it must be upgraded before it gets this"
 _NO_LONGER_PERMITTED = "no-longer-permitted"
 _BY_HAND = "withdrawn-by-hand"
+_DELIVERED: Final = (  # entries whose bytes stand, each with its row of the ledger
+    select(out_entries.c.seq, out_entries.c.advisory, out_entries.c.inbox, out_entries.c.data, ledger.c.record)
+    .join(ledger, (ledger.c.feed == out_entries.c.feed) & (ledger.c.seq == out_entries.c.seq))
+    .where(ledger.c.kind == Act.RELEASE, out_entries.c.data.is_not(None))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,22 @@ def take_back(node: Node, tx: Connection, card: Card, seqs: tuple[int, ...], rea
     book.add(tx, Act.WITHDRAWAL, where, facts, at=now, by=by)
     detail = f"entries {', '.join(map(str, seqs))} by {eraser.seq}"
     record(tx, at=now, by=by, act="release.withdraw", subject=card.node, detail=detail)
+
+
+def deliver_again(node: Node, tx: Connection, card: Card, ended: int, seq: int) -> bool:
+    """Appends a delivery of an ended epoch to the current feed, the very same, if policy still allows all of it.
+
+    `ended` is the row of the old feed. Returns whether it was appended, with its row of the ledger.
+    """
+    row = tx.execute(_DELIVERED.where(out_entries.c.feed == ended, out_entries.c.seq == seq)).one()
+    body = read_entry(row.data).body
+    if not isinstance(body, Delivery) or not _still_permitted(node, tx, row, card, in_force(tx, node.clock())):
+        return False
+    facts = book.facts_of(row.record)
+    place = feeds.append(node, tx, card.node, body, advisory=row.advisory, inbox=row.inbox)
+    about = NodeId(facts["origin"]), facts["name"], facts["revision"]
+    enter(node, tx, card.node, place, *about, body.terms, facts["elements"], act="release.again")
+    return True
 
 
 def _refuse_recalled(summary: Summary) -> None:
@@ -263,16 +285,11 @@ def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple
     """Those of `seqs` whose disclosure policy would not allow now."""
     agreements = in_force(tx, node.clock())
     rows = tx.execute(
-        select(out_entries.c.seq, out_entries.c.advisory, out_entries.c.inbox, out_entries.c.data, ledger.c.record)
-        .join(ledger, (ledger.c.feed == out_entries.c.feed) & (ledger.c.seq == out_entries.c.seq))
-        .where(
-            ledger.c.kind == Act.RELEASE,
+        _DELIVERED.where(
             out_entries.c.feed == feeds.out_feed(tx, card.node).id,
             out_entries.c.seq >= seqs.start,
             out_entries.c.seq < seqs.stop,
-            out_entries.c.data.is_not(None),
-        )
-        .order_by(out_entries.c.seq)
+        ).order_by(out_entries.c.seq)
     ).all()
     return tuple(row.seq for row in rows if not _still_permitted(node, tx, row, card, agreements))
 

@@ -48,9 +48,22 @@ from federation.inbound import Admitted, Receiver, admit, may_keep_evidence, ope
 from federation.keyring import Card
 from federation.model import JsonObject, NodeId, Role
 from federation.statement import Kind
-from node import agreements, answers, cards, feeds, inbox, incidents, passing, recalls, relays, signing, statements
+from node import (
+    agreements,
+    answers,
+    cards,
+    epochs,
+    inbox,
+    incidents,
+    passing,
+    recalls,
+    relays,
+    signing,
+    statements,
+)
 from node.alarms import Alarm, raise_alarm
 from node.context import Node
+from node.epochs import Standing
 from node.inbox import Disposition
 from node.peers import floors, keyring, trusted_card
 from node.store.database import one_row, read, record, scrub, write
@@ -94,7 +107,7 @@ class Held:
     epoch: int
     state: FeedState
     cosigned: int
-    restored: bool
+    standing: Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +146,17 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
         held = load_state(node, card.node)
         state = held.state
         receipt = _receipt(node, card.node, held) if receipt_due else b""
-        page = link.pull(Ask(state.origin, state.cursor, receipt, state.newest, held.restored, protocol=card.speaks))
+        restored = held.standing is Standing.RESTORED
+        page = link.pull(Ask(state.origin, state.cursor, receipt, state.newest, restored, protocol=card.speaks))
         if page.epoch:
+            epochs.check_claim(card.node, held.epoch, held.standing, page)
             raise EpochError(f"{card.node} has opened epoch {page.epoch} of its feed to this node", page.epoch)
         now = node.clock()
         keys = card.note_keys(Role.FEED, state.origin, now)
         try:
             verified = feed.verify_page(state, page, keys)
-            _check_epoch(node, card.node, held, verified)
+            if held.epoch > 1 and not state.cursor and verified.entries:
+                epochs.check_beginning(node, card.node, held.epoch, held.standing, verified)
         except BadPageError:
             answer = link.checkpoint(state.origin, state.cursor)
             try:
@@ -151,10 +167,13 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
             retried = True
             continue
         except FeedFrozenError as e:
-            _freeze(node, card, held, e, (state.head, state.newest, page.checkpoint, page.latest))
+            ends = () if state.cursor else epochs.ends(node, card.node, held.epoch, page)
+            _freeze(node, card, held, e, (state.head, state.newest, page.checkpoint, page.latest, *ends))
             raise
         retried = False
         given = max(held.cosigned, _given(node, state.origin, page.receipt))
+        if restored:  # a receipt of ours may have been lost on its way: nothing larger than this was ever signed for us
+            given = max(given, verified.latest.size)
         try:
             counts = _commit(node, card.node, held, verified, given)
         except ConflictError:
@@ -188,7 +207,7 @@ def load_state(node: Node, peer: NodeId) -> Held:
         )
     pending = tuple(ErasedItem(seq, bytes.fromhex(leaf_hash), eraser) for seq, leaf_hash, eraser in row.pending)
     state = FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.newest, pending)
-    return Held(row.id, row.epoch, state, row.cosigned, bool(row.restored))
+    return Held(row.id, row.epoch, state, row.cosigned, Standing(row.restored))
 
 
 def _receipt(node: Node, peer: NodeId, held: Held) -> bytes:
@@ -217,31 +236,13 @@ def _given(node: Node, origin: str, receipt: bytes) -> int:
     return feed.cosigned_head(receipt, origin, tuple(keys)).size
 
 
-def _check_epoch(node: Node, peer: NodeId, held: Held, page: VerifiedPage) -> None:
-    """Entry 0 of a later epoch names the feed that was held before and a final head that is no less than what we saw.
-
-    Raises MalformedError, or a FeedFrozenError: an epoch is no way to drop history.
-    """
-    if held.epoch == 1 or held.state.cursor or not page.entries:
-        return
-    body = page.entries[0].envelope.body if page.entries[0].envelope else None
-    with read(node.engine) as tx:
-        before = tx.execute(
-            select(in_feeds)
-            .where(in_feeds.c.peer == peer, in_feeds.c.epoch < held.epoch)
-            .order_by(in_feeds.c.epoch.desc())
-        ).first()
-    if before is None or not isinstance(body, NewEpoch) or body.previous != before.origin:
-        raise MalformedError(f"{peer}: epoch {held.epoch} does not begin by naming the feed that it continues")
-    feed.check_final(body.final, before.origin, before.newest)
-
-
 def _commit(node: Node, peer: NodeId, held: Held, page: VerifiedPage, given: int) -> dict[Disposition, int]:
     """Judges the entries in their order and stores the whole page, in one transaction.
 
     In their order, because an agreement or its last signature may come just before what it allows.
     """
     now, before, after = node.clock(), held.state, page.state
+    caught_up = held.standing is Standing.WHOLE or after.cursor >= page.latest.size
     counts: dict[Disposition, int] = {}
     turned_away: list[JsonObject] = []
     with write(node.engine) as tx:
@@ -255,7 +256,7 @@ def _commit(node: Node, peer: NodeId, held: Held, page: VerifiedPage, given: int
                 newest=after.newest,
                 pending=[[item.seq, item.leaf_hash.hex(), item.erased_by] for item in after.pending],
                 cosigned=given,
-                restored=0,
+                restored=Standing.WHOLE if caught_up else Standing.CATCHING_UP,
                 contact_at=now,
                 problem=None,
             )
@@ -372,8 +373,9 @@ def _apply(
     if isinstance(body, AgreementOffer):
         agreements.receive(node, tx, body.document, peer)
     elif isinstance(body, Withdrawal):
-        passing.follow_withdrawal(node, tx, held.id, body.seqs)
-        inbox.withdraw(tx, held.id, body.seqs)
+        where = epochs.row_of(tx, peer, body.feed) if body.feed else held.id
+        passing.follow_withdrawal(node, tx, where, body.seqs)
+        inbox.withdraw(tx, where, body.seqs)
     elif isinstance(body, RecallOrder):
         recalls.receive(node, tx, body.document, peer, receiver.keyring)
     elif isinstance(body, Said):
@@ -384,8 +386,10 @@ def _apply(
         cards.receive(node, tx, body.document, peer)
     elif isinstance(body, Granted):
         relays.receive_grant(node, tx, body.document, peer, receiver.keyring)
-    elif isinstance(body, NewEpoch) and held.epoch == 1:
-        raise MalformedError("epoch: this is the first one, which continues nothing")
+    elif isinstance(body, NewEpoch):
+        if held.epoch == 1:
+            raise MalformedError("epoch: this is the first one, which continues nothing")
+        epochs.note_beginning(node, tx, peer, body)
     # a purge says that the sender's own bytes are gone: ours stay under their own terms
 
 

@@ -31,6 +31,7 @@ _CATALOGUE = {
     "recall": Entry(_WORK, "node.cli.recall", "Take an advisory back from everybody who holds it."),
     "explain": Entry(_WORK, "node.cli.explain", "Why a peer gets which parts of an advisory."),
     "ledger": Entry(_WORK, "node.cli.ledger", "What was disclosed, to whom, by which rule."),
+    "proof": Entry(_WORK, "node.cli.proof", "Show an auditor what was disclosed, and check what others show."),
     "sync": Entry(_RECEIVE, "node.cli.sync", "Fetch now what peers have for this node."),
     "inbox": Entry(_RECEIVE, "node.cli.inbox", "Advisories that peers sent."),
     "statement": Entry(_RECEIVE, "node.cli.statement", "What nodes say to each other about advisories."),

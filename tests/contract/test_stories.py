@@ -18,6 +18,7 @@ from node.ledger import Act
 from node.store import database
 from node.store.database import read
 from node.store.tables import alarms, audit, in_entries, incidents, out_entries, out_feeds
+from node.store.tables import ledger as chained
 from tests.contract.stores import FILE, MEMORY, POSTGRESQL, new_database
 from tests.nodes import (
     DE,
@@ -79,7 +80,7 @@ def acts(world: World, name: NodeId) -> list[tuple[str, int]]:
     assert [row.number for row in found] == list(range(1, len(found) + 1))
     with read(world[name].engine) as tx:
         digest = ledger.GENESIS
-        for record, said in tx.execute(select(ledger.ledger.c.record, ledger.ledger.c.digest).order_by("id")):
+        for record, said in tx.execute(select(chained.c.record, chained.c.digest).order_by(chained.c.id)):
             digest = ledger.chained(digest, record)
             assert said == digest
     return [(row.act.value, row.seq) for row in found]

@@ -6,8 +6,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
@@ -23,6 +24,7 @@ from tests.nodes import ADDRESS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30
+_PORTS = iter(range(20_000 + os.getpid() % 10_000, 32_000))  # below those of outgoing connections
 _ask = build_opener(ProxyHandler({}))
 
 
@@ -33,7 +35,7 @@ class Serving:
         self.home = home
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(f"\0apostille-{os.getpid()}-{id(self)}")
-        self._manager.settimeout(PATIENCE_S)
+        self._manager.settimeout(0.2)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("APOSTILLE_")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"{prelude}\nfrom node.cli import main; main()", "--home", str(home), "serve"],
@@ -52,7 +54,15 @@ class Serving:
 
     def told(self) -> str:
         """What it tells the service manager next."""
-        return self._manager.recv(100).decode()
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            try:
+                return self._manager.recv(100).decode()
+            except TimeoutError:
+                if self.process.poll() is not None:
+                    break
+        self.process.kill()
+        raise AssertionError(f"it told nothing: {self.ended()}")
 
     def ready(self) -> "Serving":
         """Itself, once it has said that it is ready."""
@@ -111,9 +121,7 @@ def settle(net: Net, *names: NodeId, host: str = "127.0.0.1") -> None:
     """Gives each node an address that its card and its settings name, and lets it tell how it is."""
     for name in names:
         node = net.world[name]
-        family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-        with socket.create_server((host.strip("[]"), 0), family=family) as probe:
-            listen = f"{host}:{probe.getsockname()[1]}"
+        listen = _free(host)
         card = replace(node.card, version=node.card.version + 1, endpoint=listen)
         document = main.sign_card(card, node.keys)
         with write(node.engine) as tx:
@@ -126,6 +134,15 @@ def settle(net: Net, *names: NodeId, host: str = "127.0.0.1") -> None:
         path = node.home / "apostille.yaml"
         lines = f'metrics: "{host}:0"\nlog: {{file: apostille.log}}\n'
         path.write_text(path.read_text("utf-8").replace(ADDRESS, listen) + lines, encoding="utf-8")
+
+
+def _free(host: str) -> str:
+    """An address that nobody has, and that the system gives to no connection before it is used."""
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    for port in _PORTS:
+        with suppress(OSError), socket.create_server((host.strip("[]"), port), family=family):
+            return f"{host}:{port}"
+    raise AssertionError("no port is free")
 
 
 @contextmanager
