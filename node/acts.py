@@ -3,7 +3,7 @@
 Each use case asks for its own act and knows how it is carried out; `node.approvals` knows neither.
 """
 
-from node import advisories, epochs, peers, rotation
+from node import advisories, epochs, peers, resolutions, rotation
 from node.approvals import Act, Acts
 
 
@@ -12,6 +12,7 @@ def registry() -> Acts:
     return {
         Act.TRUST: peers.carry_out_trust,
         Act.LABEL: advisories.carry_out_label,
+        Act.RESOLVE: resolutions.carry_out,
         Act.ROOTS: rotation.carry_out_roots,
         Act.OPEN_EPOCH: epochs.carry_out_open,
         Act.ACCEPT_EPOCH: epochs.carry_out_accept,

@@ -61,19 +61,21 @@ def catch_up(node: Node) -> None:
             with suppress(HeldError):
                 for document in _owed_to(tx, card.node, history):
                     _note(tx, card.node, unverified(document).version, control.send(node, tx, card, NewCard(document)))
-                for other in _passed_between(tx, card.node):
-                    introduce(node, tx, card, other)
+            for other in _passed_between(tx, card.node):
+                introduce(node, tx, card, other)
 
 
 def introduce(node: Node, tx: Connection, to: Card, other: NodeId) -> None:
     """Appends to the feed of `to` the newer cards of `other` that have come here and have not gone there.
 
-    To be called before the first entry of `other` is passed on. Raises HeldError.
+    To be called before something of `other` is passed on, since `to` may not know the key that signed it. Where law
+    holds the card back, nothing is appended.
     """
     if to.speaks < _SINCE:
         return
-    for document in _unsent(tx, to.node, other):
-        control.send(node, tx, to, NewCard(document))
+    with suppress(HeldError):
+        for document in _unsent(tx, to.node, other):
+            control.send(node, tx, to, NewCard(document))
 
 
 def receive(node: Node, tx: Connection, document: bytes, peer: NodeId) -> None:
@@ -147,8 +149,7 @@ def _check_older(tx: Connection, card: Card, document: bytes) -> None:
 def _forward(node: Node, tx: Connection, other: NodeId, bringer: NodeId) -> None:
     for card in _reachable(tx):
         if card.node != bringer and other in _passed_between(tx, card.node):
-            with suppress(HeldError):
-                introduce(node, tx, card, other)
+            introduce(node, tx, card, other)
 
 
 def _reachable(tx: Connection) -> tuple[Card, ...]:

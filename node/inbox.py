@@ -82,6 +82,7 @@ class Item:
     origin: NodeId
     name: str
     revision: int
+    core_digest: bytes
     title: str
     tlp: Tlp
     state: InboxState
@@ -311,6 +312,11 @@ def find(node: Node, reference: str) -> Item:
     return min(found, key=lambda item: _ORDER.index(item.state))
 
 
+def by_number(node: Node, tx: Connection, number: int) -> Item:
+    """An item of the inbox, as it stands in this transaction."""
+    return _item(tx.execute(select(inbox).where(inbox.c.id == number)).one(), node.clock())
+
+
 def content(node: Node, reference: str) -> Content:
     """A received advisory by its number, its tracking id, or ORIGIN/TRACKING-ID.
 
@@ -397,6 +403,7 @@ def _item(row: Row[Any], now: datetime) -> Item:
         origin=NodeId(row.origin),
         name=row.name,
         revision=row.revision,
+        core_digest=row.core_digest,
         title=title,
         tlp=Tlp(row.tlp),
         state=state,

@@ -33,7 +33,9 @@ from node.context import Node
 from node.store.database import read
 from node.store.tables import incidents, peer_cards
 
+_MAX_CORES: Final = 8  # of one revision: two prove it, and a peer that signs more fills no disk here
 _MAX_EVIDENCE: Final = 64 << 20  # bytes; a core may be as large as an entry
+_LAST_SECOND: Final = 253_402_300_799  # of the year 9999; a peer dates its heads as it likes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,9 @@ def open_incident(
 def open_equivocation(node: Node, tx: Connection, origin: NodeId, subject: str, cores: Iterable[bytes]) -> None:
     """Keeps cores that contradict each other. While an incident of that revision is open, they are added to it."""
     rows = _of_revision(tx, origin, subject)
-    known = {core for row in rows for core in _evidence(row).get("cores", [])}
-    found = {"cores": sorted(known | {core.decode() for core in cores})}
+    known = [core for row in rows for core in _evidence(row).get("cores", [])]
+    kept = tuple(dict.fromkeys((*known, *sorted(core.decode() for core in cores))))
+    found = {"cores": list(kept[:_MAX_CORES])}
     for row in rows:
         if row.resolved_at is None:
             _change(tx, row, found)
@@ -206,7 +209,9 @@ def _head(note: bytes, peer: NodeId, cards: tuple[bytes, ...]) -> Head | None:
     except MalformedError:
         return None
     time = contradiction.dated(note, peer, cards)
-    return Head(head.size, head.root, None if time is None else datetime.fromtimestamp(time, UTC))
+    if time is None or time > _LAST_SECOND:
+        return Head(head.size, head.root, None)
+    return Head(head.size, head.root, datetime.fromtimestamp(time, UTC))
 
 
 def _notes(row: Row[Any]) -> tuple[bytes, ...]:

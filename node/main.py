@@ -258,6 +258,17 @@ def passphrase_of(home: Path) -> bytes | None:
     return path.read_bytes().strip()
 
 
+def given_passphrase(file: Path | None) -> bytes | None:
+    """What opens root keys that are in no home: of a file, or of the environment. Raises UsageError."""
+    if file is None:
+        given = os.environ.get(PASSPHRASE_VARIABLE)
+        return given.encode() if given else None
+    try:
+        return file.read_bytes().strip()
+    except OSError as e:
+        raise UsageError(f"{file} cannot be read: {e.strerror}") from e
+
+
 def notify_socket() -> str | None:
     """Where the service manager wants to hear that this process is ready; None where there is none."""
     return os.environ.get(NOTIFY_VARIABLE) or None

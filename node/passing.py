@@ -21,6 +21,7 @@ from federation.outbound import present
 from node import feeds, ledger, relays, releases, statements
 from node.agreements import in_force
 from node.alarms import Alarm, raise_alarm
+from node.cards import introduce
 from node.context import Node
 from node.inbox import InboxState, Item, content
 from node.ledger import Act
@@ -195,6 +196,7 @@ def _append(
         return Outcome(outcome.peer, outcome.decision, outcome.presented, None, again, already=True)
     terms = relays.narrowed_terms(node, held, outcome.peer, agreement)
     body = Delivery(outcome.presented.presentation, terms, grant)
+    introduce(node, tx, trusted_cards(tx)[outcome.peer], held.origin)
     place = feeds.append(node, tx, outcome.peer, body, inbox=held.item)
     releases.enter(node, tx, outcome.peer, place, held.origin, held.name, held.revision, terms, elements, act="relay")
     return Outcome(outcome.peer, outcome.decision, outcome.presented, None, place.seq)

@@ -130,6 +130,18 @@ def receive(node: Node, tx: Connection, document: bytes, peer: NodeId, keyring: 
     _answer(node, tx, order, told, peer, held=copies > 0)  # (5)
 
 
+def tell_again(node: Node, tx: Connection, document: bytes, *, by: str) -> None:
+    """Puts an order of our own, which a restore had lost and which is kept again, into the feed to every peer again.
+
+    Of an order of somebody else nothing is done.
+    """
+    row = tx.execute(select(recalls_table).where(recalls_table.c.document == document)).one()
+    if row.origin == node.id:
+        order = _kept(row)
+        ids = tuple(issued.id for issued in _issued(tx, order.name) if issued.revision in order.revisions)
+        _tell(node, tx, order, own=ids, by=by)
+
+
 def send_again(node: Node) -> int:
     """Sends orders to those peers of ours that could not be told before and can be now: law changed, or their protocol
     version. Returns how many orders went out."""

@@ -33,7 +33,6 @@ from node.store.tables import advisories as advisories_table
 from node.store.tables import left_with, out_entries, out_feeds, recall_holders
 
 _MAX_REASON: Final = 500  # characters; whoever reads the decision later reads all of it
-_SEMANTIC = re.compile(r"(\d+)\.(\d+)\.(\d+)(?:[-+].*)?")
 _Raised = tuple[str, object, Category]  # where, what it says, its category
 
 
@@ -83,7 +82,7 @@ def revise(node: Node, name: str, data: bytes, what: str, *, tlp: Tlp | None) ->
 def revise_from_issued(node: Node, name: str) -> Revised:
     """The same from the document as it was issued last, with the next tracking version: to label it otherwise.
 
-    Raises NotFoundError, and UsageError for a version that does not say which one is next.
+    Raises NotFoundError, and UsageError for a draft that was never released.
     """
     node.allow(Post.ANALYST)
     with read(node.engine) as tx:
@@ -268,13 +267,8 @@ def _version(document: JsonObject) -> str:
 def _next_version(document: JsonObject, revision: int, moment: str) -> JsonObject:
     """The document with the tracking version after its own, and a line in its history."""
     before = _version(document)
-    semantic = _SEMANTIC.fullmatch(before)
-    if before.isdecimal():
-        version = str(int(before) + 1)
-    elif semantic:
-        version = f"{semantic[1]}.{semantic[2]}.{int(semantic[3]) + 1}"
-    else:
-        raise UsageError(f"which version follows {before} is not plain: write the next one into a file")
+    *leading, last = re.split("[-+]", before)[0].split(".")  # one number, or three and a suffix (CSAF 2.0, 3.1.11)
+    version = ".".join((*leading, str(int(last) + 1)))
     tracking = document["document"]["tracking"]
     line = {"date": moment, "number": version, "summary": f"Revision {revision}"}
     changed = {

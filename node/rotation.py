@@ -123,6 +123,17 @@ def new_roots(node: Node, count: int, threshold: int, version: int | None = None
     return prepared.of_known_roots(prepared.sign(card.payload(), node.keys.roots(), hand_over=True), node.card.roots)
 
 
+def change_roots(node: Node, count: int, threshold: int, reason: str, version: int | None = None) -> NoReturn:
+    """Asks that the node be handed over to new root keys, signed by the old ones that lie here.
+
+    Raises AwaitsSecondError once that is noted, UsageError when too few root keys lie here, LockedError.
+    """
+    node.allow(Post.OPERATOR)
+    _check_roots_here(node)
+    document = new_roots(node, count, threshold, version)
+    _ask(node, _checked(node, document), document, reason)
+
+
 def carry_out_roots(node: Node, tx: Connection, request: Request) -> None:
     """Installs the card with other root keys, as it is bound. Raises ConflictError."""
     document = request.arguments["document"].encode()

@@ -190,8 +190,9 @@ class Polls:
         return failed
 
     def _keep_up(self) -> None:
-        """What has ended is erased, recalls that could not be told are sent if they can be now, answers are missed."""
-        for what in (retention.expire, recalls.send_again, answers.check):
+        """What has ended is erased, recalls that could not be told are sent if they can be now, answers are missed; what
+        people have to know is looked for."""
+        for what in (retention.expire, recalls.send_again, answers.check, watch.check):
             try:
                 what(self._node)
             except LocalError as e:

@@ -52,6 +52,8 @@ def serve(home: Path, ready: Callable[[str], None]) -> None:
         log = () if chosen.log is None else (home / chosen.log.name, chosen.log.max_mib << 20, chosen.log.keep)
         with logs.writing(*log):
             retention.expire(node)  # before a call is accepted, and not an hour later
+            inbox.index_missing(node)
+            watch.check(node, starting=True)
             database.scrub(node.engine)  # if the last process died between an erasure and this
             try:
                 asyncio.run(_run(node, chosen.metrics, held, ready))
@@ -68,12 +70,13 @@ class _Told:
 
 async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str], None]) -> None:
     loop, told, tally = asyncio.get_running_loop(), _Told(), Tally()
-    polls = Polls(node, PeerLink, tally)
+    polls, carrying = Polls(node, PeerLink, tally), Courier(node)
     with _heeding(loop, told), _watched(metrics, node, tally, partial(_health, node, loop, told)):
         running = await server.start(node, polls.hint, tally)
-        looking = asyncio.create_task(_look_again(node, polls, told.wake))
+        looking = asyncio.create_task(_look_again(node, polls, carrying, told.wake))
         try:
             await asyncio.to_thread(polls.start)
+            carrying.start()
             told.serving.set()
             lock.ready(held, node.home, running.address)
             _log.info("start", node=node.id, address=running.address)
@@ -83,6 +86,7 @@ async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str]
         finally:
             told.end.set()
             looking.cancel()
+            carrying.stop()
             drained = await _drain(running, polls)
             lock.over(held, node.home)
             if not drained:
@@ -131,11 +135,11 @@ def _leave() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-async def _look_again(node: Node, polls: Polls, wake: asyncio.Event) -> None:
+async def _look_again(node: Node, polls: Polls, carrying: Courier, wake: asyncio.Event) -> None:
     """Takes up what other commands have changed: once for all that woke it meanwhile."""
 
     def look() -> None:
-        for take_up in (node.own.reload, polls.refresh, polls.announce):
+        for take_up in (node.own.reload, polls.refresh, polls.announce, carrying.wake):
             try:
                 take_up()
             except (SQLAlchemyError, LocalError) as e:  # the next poll or wake makes up for it

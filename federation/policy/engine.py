@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -60,13 +61,17 @@ class _Reply:
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """Everything but agreements that decides. Made by `rule_book`; equal digests decide equally."""
+    """Everything but agreements that decides. Made by `rule_book`; equal digests decide equally.
+
+    `reviews` tells by which day each law pack, by id and version, has to be reviewed, if it says so.
+    """
 
     forbids: RuleSet
     duties: RuleSet
     groups: Mapping[str, Group]
     schema: cedarpy.Schema = field(compare=False, repr=False)
     digest: bytes
+    reviews: Mapping[str, date] = field(default_factory=dict, compare=False)
     _control: RuleSet = field(default_factory=control_permit, compare=False, repr=False)
     _answers: dict[tuple[bytes, Question], Answer] = field(default_factory=dict, compare=False, repr=False)
     _permits: dict[str, RuleSet] = field(default_factory=dict, compare=False, repr=False)
@@ -147,6 +152,7 @@ def rule_book(packs: Iterable[LawPack], countries: Iterable[Country]) -> RuleBoo
         groups=MappingProxyType(groups),
         schema=cedarpy.Schema.from_str(text),
         digest=hashlib.sha256(json.dumps(parts).encode()).digest(),
+        reviews={f"{pack.id} version {pack.version}": pack.review_by for pack in packs if pack.review_by is not None},
     )
 
 

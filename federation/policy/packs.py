@@ -1,7 +1,7 @@
 """Law packs: one jurisdiction's rules and the dated lists they speak of, read strictly from YAML.
 
-A pack says whose law it is, where that was read and on which day, and whether anybody checked it against the primary
-text (`status`). Its `rules` are forbids and its `duties` permits; `groups` are lists of countries with the first and
+A pack says whose law it is, where that was read and on which day, whether anybody checked it against the primary
+text (`status`), and by which day that has to be done again (`review_by`, if it says so). Its `rules` are forbids and its `duties` permits; `groups` are lists of countries with the first and
 last day of each membership, both inclusive, in UTC. Reading files, and knowing which countries exist, is for the
 caller.
 """
@@ -67,6 +67,7 @@ class LawPack:
     safeguards: Mapping[str, str]
     rules: RuleSet
     duties: RuleSet
+    review_by: date | None = None
 
 
 def load_pack(text: str, where: str, countries: Iterable[Country]) -> LawPack:
@@ -80,7 +81,7 @@ def load_pack(text: str, where: str, countries: Iterable[Country]) -> LawPack:
             load_yaml(text, where),
             where,
             required=("pack", "version", "jurisdiction", "title", "status", "checked_on", "source"),
-            optional=("groups", "safeguards", "rules", "duties"),
+            optional=("review_by", "groups", "safeguards", "rules", "duties"),
         )
         groups = {
             _text(name, where): _group(value, known, f"{where}: group {name}")
@@ -99,18 +100,23 @@ def load_pack(text: str, where: str, countries: Iterable[Country]) -> LawPack:
     foreign = sorted(rule for rule in (*rules.rules, *duties.rules) if not rule.startswith(f"{pack_id}/"))
     if foreign:
         raise PolicyError(f"{where}: rule {foreign[0]}: the id must begin with {pack_id}/")
+    checked_on, review_by = _day(data["checked_on"], f"{where}: checked_on"), data.get("review_by")
+    review_by = None if review_by is None else _day(review_by, f"{where}: review_by")
+    if review_by is not None and review_by <= checked_on:
+        raise PolicyError(f"{where}: review_by is no later than checked_on")
     return LawPack(
         id=pack_id,
         version=_version(data["version"], f"{where}: version"),
         jurisdiction=None if data["jurisdiction"] is None else _country(data["jurisdiction"], known, where),
         title=_text(data["title"], f"{where}: title"),
         status=_status(data["status"], f"{where}: status"),
-        checked_on=_day(data["checked_on"], f"{where}: checked_on"),
+        checked_on=checked_on,
         source=_text(data["source"], f"{where}: source"),
         groups=MappingProxyType(groups),
         safeguards=MappingProxyType(safeguards),
         rules=rules,
         duties=duties,
+        review_by=review_by,
     )
 
 

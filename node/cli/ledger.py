@@ -1,10 +1,10 @@
-"""`apostille ledger`: the account of every disclosure."""
+"""`apostille ledger`: the account of every disclosure, and whether it agrees with what was sent and signed."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli import make, screen, session
+from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
     from node.ledger import LedgerRow
@@ -13,6 +13,7 @@ app = make.group(
     "The account of every disclosure: what went to whom, which parts, under which agreement and rules, by whom.",
     "apostille ledger list",
     "apostille ledger list --peer cert.de.example --json",
+    "apostille ledger verify",
 )
 
 
@@ -71,6 +72,45 @@ def list_rows(
             [("  agreement", row.facts["agreement"]), ("  core", row.facts["core_digest"]), ("  state", _state(row))]
         )
         screen.table(("Part", "Form", "Rules"), row.elements)
+
+
+@make.command(app, "verify", "apostille ledger verify", "apostille ledger verify --json")
+def verify(as_json: make.AsJson = False) -> None:
+    """Checks all that this node says of the past against what was sent and what peers signed; changes nothing.
+
+    Every hash and signature is computed again: the ledger's chain, the feeds both ways, receipts, the inbox, own
+    advisories, agreements, recalls and statements. Ends with code 1 when anything does not agree. Works beside a
+    running server.
+    """
+    from node import verify as checks
+
+    node = session.node()
+    with screen.progress("Checking rows", checks.count(node)) as advance:
+        report = checks.verify(node, advance)
+    if as_json:
+        screen.emit(
+            {
+                "ledger_rows": report.ledger_rows,
+                "sent": report.sent,
+                "received": report.received,
+                "findings": [{"place": finding.place, "says": finding.says} for finding in report.findings],
+            }
+        )
+    else:
+        screen.facts(
+            [
+                ("Ledger rows", report.ledger_rows),
+                ("Entries sent", report.sent),
+                ("Entries received", report.received),
+                ("Findings", len(report.findings)),
+            ]
+        )
+        if report.findings:
+            screen.table(("Place", "Finding"), [(finding.place, finding.says) for finding in report.findings])
+    if report.findings:
+        raise exits.RefusedError(
+            f"{len(report.findings)} things do not agree. Keep the database as it is, and compare it with a backup"
+        )
 
 
 _TAKEN_BACK = {"withdrawal": "withdrawn", "recall": "recalled", "purge": "purged"}

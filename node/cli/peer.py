@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.errors import UsageError
-from node.cli import exits, make, screen, session
+from node.cli import exits, incident, make, screen, session
 from node.cli.card import card_data, read_card_file, show_card
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ app = make.group(
     "apostille peer enrol cert.de.example.json",
     "apostille peer list",
 )
+app.add_typer(incident.app, name="incident")
 
 
 @make.command(

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from federation.proof import Acknowledged, Shown
 
 app = make.group(
-    "Proofs of disclosure: one file shows an auditor what this node sent to whom, when, under which agreement, and that "
-    "it arrived. It is checked with the cards of the nodes alone, without a home or network.",
+    "Proofs of disclosure: one file shows an auditor what this node sent to whom, when, under which agreement, and "
+    "that it arrived. It is checked with the cards of the nodes alone, without a home or network.",
     "apostille proof export CERT-FR-2026-0131 cert.de.example --out proof.json",
     "apostille proof verify proof.json --card cert.fr.example.json --card cert.de.example.json",
 )
@@ -144,7 +144,9 @@ def _show(shown: "Shown") -> None:
         facts.append(("  acknowledged", _acknowledged(gone.acknowledged)))
     screen.facts(facts)
     screen.table(("Part", "Form", "Rules"), [(part.path, part.form, part.rules) for part in told.parts])
-    screen.table(("Card of", "#Version", "Believed because"), [(v.card.node, v.card.version, v.how) for v in shown.cards])
+    screen.table(
+        ("Card of", "#Version", "Believed because"), [(v.card.node, v.card.version, v.how) for v in shown.cards]
+    )
     screen.heading("What this file does not prove")
     screen.paragraph("\n".join(f"- {sentence}" for sentence in _not_proved(shown)), indent=2)
 
@@ -161,22 +163,17 @@ def _not_proved(shown: "Shown") -> list[str]:
         "That what the advisory says is true: signatures tell who said it.",
         f"That {told.peer} read, accepted or used it: a receipt says that the bytes are durable there.",
         f"That {told.peer} got nothing else, in other entries or by other ways.",
-        f"The release time, the local user and the rules: these are the word of {told.sender} in its own ledger. The time"
-        f" of the receipt is that of the clock of {told.peer}.",
+        f"Release time, local user and rules: these are the word of {told.sender} in its own ledger.",
+        f"The time of the receipt: it is by the clock of {told.peer}.",
         "That no key was stolen before it was replaced.",
     ]
     if shown.acknowledged is None:
         said.insert(0, f"That it reached {told.peer} at all: there is no receipt.")
     if shown.erasure is not None:
-        said.insert(
-            0,
-            "What stood in the entry: its bytes are erased, and the parts are the word of the sender. Its leaf hash, and"
-            " what took it back, are proved.",
-        )
+        said.insert(0, "What stood in the entry: its bytes are erased, and the parts are the word of the sender.")
         if shown.acknowledged is not None and not shown.bytes_arrived:
             said.insert(
-                1,
-                f"That {told.peer} ever held the bytes: its first receipt for the entry is also one for what took it back.",
+                1, f"That {told.peer} ever held the bytes: its first receipt covers what took them back as well."
             )
     alone = sorted({v.card.node for v in shown.cards if v.how is How.FILE})
     if alone:

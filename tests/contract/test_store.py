@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, func, insert, make_url, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, StatementError
 
 from federation.errors import ConflictError
@@ -431,7 +431,7 @@ def held_in_files(store: Store) -> bool:
     if store.kind == POSTGRESQL:
         with administrator() as connection:
             connection.execute("CHECKPOINT")
-            name = str(store.where).rpartition("/")[2].partition("?")[0]
+            name = make_url(str(store.where)).database
             row = connection.execute("SELECT oid FROM pg_database WHERE datname = %s", (name,)).fetchone()
         assert row is not None
         found = store.files.glob(f"base/{row[0]}/*")

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -64,11 +64,6 @@ class Serving:
         self.process.kill()
         raise AssertionError(f"it told nothing: {self.ended()}")
 
-    def ready(self) -> "Serving":
-        """Itself, once it has said that it is ready."""
-        assert self.told() == "READY=1"
-        return self
-
     @property
     def metrics(self) -> str:
         """Where it tells how it is."""
@@ -117,6 +112,14 @@ def serving(home: Path, prelude: str = "", **environment: str) -> Iterator[Servi
         made.close()
 
 
+@contextmanager
+def ready(home: Path, prelude: str = "") -> Iterator[Serving]:
+    """A server that is ready."""
+    with serving(home, prelude) as made:
+        assert made.told() == "READY=1"
+        yield made
+
+
 def settle(net: Net, *names: NodeId, host: str = "127.0.0.1") -> None:
     """Gives each node an address that its card and its settings name, and lets it tell how it is."""
     for name in names:
@@ -146,13 +149,12 @@ def _free(host: str) -> str:
 
 
 @contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Inside, nobody else can write to the database of `home`, and whoever tries waits."""
+def locked(home: Path) -> Iterator[Callable[[], None]]:
+    """Inside, nobody else can write to the database of `home`, and whoever tries waits. Gives what ends it earlier."""
     connection = sqlite3.connect(home / "apostille.db", isolation_level=None, timeout=PATIENCE_S)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
+        yield connection.rollback
     finally:
         connection.close()
 

@@ -27,7 +27,7 @@ from node import keys, lock, main, owncard, serve
 from node.store.database import read, write
 from node.store.tables import in_feeds
 from tests.e2e.net import Net, acknowledged, names_in_inbox, raw_channel, release, status_of, until
-from tests.e2e.processes import PATIENCE_S, ROOT, locked, refuses_connections, serving, settle
+from tests.e2e.processes import PATIENCE_S, ROOT, locked, ready, refuses_connections, serving, settle
 from tests.nodes import DE, FR, agree, history, make_node
 
 UNIT = ROOT / "config" / "systemd" / "apostille.service"
@@ -49,12 +49,15 @@ def received(net: Net) -> int:
         return int(tx.execute(select(in_feeds.c.size).where(in_feeds.c.peer == FR)).scalar_one())
 
 
+def how_it_ended(home: Path) -> list[str]:
+    """What the log says of that."""
+    return re.findall(r'event=("?(?:drain|stop).*)', (home / "apostille.log").read_text("utf-8"))
+
+
 def everything_arrives(net: Net, *names: str) -> None:
     """After whatever happened, a new start of both brings DE all that FR released, and FR every receipt."""
     fr, de = net.world[FR], net.world[DE]
-    with serving(fr.home) as sender, serving(de.home) as receiver:
-        sender.ready()
-        receiver.ready()
+    with ready(fr.home), ready(de.home):
         until(lambda: names_in_inbox(de) == set(names), PATIENCE_S)
         until(lambda: acknowledged(fr, DE) == len(history(fr, DE)) == received(net), PATIENCE_S)
 
@@ -67,8 +70,7 @@ class TestDrain:
         fr, de = pair.world[FR], pair.world[DE]
         release(pair.world, "FR-1")
         ask = Ask(origin_line(FR, DE, 1), 0)
-        with serving(fr.home) as server, ThreadPoolExecutor(1) as pool, pair.link(DE, FR) as link:
-            server.ready()
+        with ready(fr.home) as server, ThreadPoolExecutor(1) as pool, pair.link(DE, FR) as link:
             assert server.health() == "ok"
             with locked(fr.home):
                 page = pool.submit(link.pull, ask)
@@ -82,8 +84,7 @@ class TestDrain:
             assert server.ended() == (0, server_note(fr.home, pair.addresses[FR]))
         with lock.hold(fr.home):
             assert not (fr.home / lock.STATE_FILE).exists()
-        said = (fr.home / "apostille.log").read_text("utf-8")
-        assert re.findall(r"event=(.+)", said)[-2:] == ["drain grace_s=10.0", f"stop node={FR}"]
+        assert how_it_ended(fr.home) == ["drain grace_s=10.0", f"stop node={FR}"]
         assert names_in_inbox(de) == set()
         everything_arrives(pair, "FR-1")
 
@@ -93,15 +94,14 @@ class TestDrain:
         before = received(pair)
         for number in (1, 2, 3):
             release(pair.world, f"FR-{number}")
-        with serving(fr.home) as sender, serving(de.home, _ONE_A_PAGE) as receiver:
-            with locked(fr.home):
-                sender.ready()
-                receiver.ready()
+        with ready(fr.home) as sender:
+            with locked(fr.home) as unlock, ready(de.home, _ONE_A_PAGE) as receiver:
                 until(lambda: sender.count("apostille_calls_total", method="Pull", peer=DE) == 1, PATIENCE_S)
                 receiver.tell(signal.SIGINT)
                 until(lambda: receiver.health() == "draining", PATIENCE_S)
                 assert received(pair) == before
-            assert receiver.ended()[0] == 0
+                unlock()
+                assert receiver.ended()[0] == 0
             assert received(pair) == before + 1
             assert sender.count("apostille_pulls_total", peer=DE) == 1
         everything_arrives(pair, "FR-1", "FR-2", "FR-3")
@@ -109,24 +109,21 @@ class TestDrain:
     def test_what_does_not_end_is_cut_off_after_the_grace(self, pair: Net) -> None:
         fr = pair.world[FR]
         release(pair.world, "FR-1")
-        with serving(fr.home, _QUICK) as server, ThreadPoolExecutor(1) as pool, pair.link(DE, FR) as link:
-            server.ready()
+        with ready(fr.home, _QUICK) as server, ThreadPoolExecutor(1) as pool, pair.link(DE, FR) as link:
             with locked(fr.home):
                 page = pool.submit(link.pull, Ask(origin_line(FR, DE, 1), 0))
                 until(lambda: server.count("apostille_calls_total", method="Pull") == 1, PATIENCE_S)
                 server.tell(signal.SIGTERM)
                 assert server.ended(10)[0] == 0  # a writer waits for the lock for 30 seconds
             assert page.exception(PATIENCE_S) is not None
-        said = (fr.home / "apostille.log").read_text("utf-8")
-        assert re.findall(r"event=(.+)", said)[-3:] == ["drain grace_s=1.0", '"drain cut short"', f"stop node={FR}"]
+        assert how_it_ended(fr.home) == ["drain grace_s=1.0", '"drain cut short"', f"stop node={FR}"]
         everything_arrives(pair, "FR-1")
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_second_signal_ends_it_at_once(self, pair: Net, number: signal.Signals) -> None:
         fr = pair.world[FR]
         release(pair.world, "FR-1")
-        with serving(fr.home) as server, ThreadPoolExecutor(1) as pool, pair.link(DE, FR) as link:
-            server.ready()
+        with ready(fr.home) as server, ThreadPoolExecutor(1) as pool, pair.link(DE, FR) as link:
             with locked(fr.home):
                 page = pool.submit(link.pull, Ask(origin_line(FR, DE, 1), 0))
                 until(lambda: server.count("apostille_calls_total", method="Pull") == 1, PATIENCE_S)
@@ -138,8 +135,7 @@ class TestDrain:
         everything_arrives(pair, "FR-1")
 
     def test_a_wake_that_comes_late_kills_nothing(self, pair: Net) -> None:
-        with serving(pair.world[FR].home) as server:
-            server.ready()
+        with ready(pair.world[FR].home) as server:
             server.tell(signal.SIGTERM)
             while server.process.poll() is None:
                 server.tell(signal.SIGUSR1)
@@ -193,11 +189,9 @@ class TestWhatItTells:
         release(pair.world, "FR-1")
         entry = history(fr, DE)[-1]
         assert isinstance(entry, bytes)
-        with serving(de.home) as receiver:
-            receiver.ready()
+        with ready(de.home) as receiver:
             until(lambda: receiver.count("apostille_syncs_total", peer=FR, result="UNREACHABLE") == 1, PATIENCE_S)
-            with serving(fr.home) as sender:
-                sender.ready()
+            with ready(fr.home) as sender:
                 until(lambda: sender.count("apostille_notices_total", peer=DE, result="ok") == 1, PATIENCE_S)
                 until(lambda: receiver.count("apostille_syncs_total", peer=FR, result="ok") == 1, PATIENCE_S)
                 assert receiver.count("apostille_entries_in_total", peer=FR, outcome="admitted") == 1
@@ -220,8 +214,7 @@ class TestWhatItTells:
         (node.home / "apostille.yaml").write_text(
             (node.home / "apostille.yaml").read_text("utf-8").replace("127.0.0.1:7001", "127.0.0.1:0"), encoding="utf-8"
         )
-        with serving(node.home, f"{_QUICK}\nserve.lock.over = lambda *_: print(*__import__('sys').modules)") as server:
-            server.ready()
+        with ready(node.home, f"{_QUICK}\nserve.lock.over = lambda *_: print(*__import__('sys').modules)") as server:
             server.tell(signal.SIGTERM)
             out, said = server.process.communicate(timeout=PATIENCE_S)
         assert "node.serve" in out.split()
@@ -230,8 +223,7 @@ class TestWhatItTells:
 
     def test_the_log_is_written_to_its_file(self, pair: Net) -> None:
         home = pair.world[FR].home
-        with serving(home) as server:
-            server.ready()
+        with ready(home) as server:
             server.tell(signal.SIGTERM)
             assert server.ended() == (0, server_note(home, pair.addresses[FR]))
         log = home / "apostille.log"
@@ -246,9 +238,7 @@ class TestWhatItTells:
         fr, de = pair.world[FR], pair.world[DE]
         release(pair.world, "FR-1")
         (de.home / "apostille.log").mkdir()
-        with serving(fr.home) as sender, serving(de.home) as receiver:
-            sender.ready()
-            receiver.ready()
+        with ready(fr.home), ready(de.home) as receiver:
             until(lambda: names_in_inbox(de) == {"FR-1"}, PATIENCE_S)
             receiver.tell(signal.SIGTERM)
             code, said = receiver.ended()
@@ -283,8 +273,7 @@ class TestWhatItTells:
 
     def test_a_card_that_another_command_installed_is_taken_up(self, pair: Net) -> None:
         fr = pair.world[FR]
-        with serving(fr.home) as server:
-            server.ready()
+        with ready(fr.home) as server:
             before = server.count("apostille_key_seconds_until_end", role="issue")
             later = tuple(
                 replace(key, valid_until=key.valid_until + timedelta(days=9)) if key.role is Role.ISSUE else key
@@ -302,8 +291,7 @@ class TestWhatItTells:
     @pytest.mark.invariant("I17")
     def test_a_card_that_is_damaged_is_told_and_the_old_one_goes_on(self, pair: Net) -> None:
         fr = pair.world[FR]
-        with serving(fr.home) as server:
-            server.ready()
+        with ready(fr.home) as server:
             with write(fr.engine) as tx:
                 owncard.store(tx, replace(fr.card, version=fr.card.version + 1), b"SECRET", at=fr.clock(), by="alice")
             assert lock.wake(fr.home)
@@ -325,9 +313,7 @@ class TestIpv6:
         fr, de = net.world[FR], net.world[DE]
         assert fr.card.endpoint == net.addresses[FR]
         assert re.fullmatch(r"\[::1\]:\d+", fr.card.endpoint)
-        with serving(fr.home) as sender, serving(de.home) as receiver:
-            sender.ready()
-            receiver.ready()
+        with ready(fr.home) as sender, ready(de.home) as receiver:
             assert lock.serving_address(fr.home) == fr.card.endpoint
             assert sender.metrics.startswith("[::1]:")
             until(lambda: names_in_inbox(de) == {"FR-1"}, PATIENCE_S)

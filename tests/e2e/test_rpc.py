@@ -118,6 +118,9 @@ class TestExchange:
         size, origin = len(leaves), f"{FR}/feeds/{DE}/1"
         key = fr.card.note_keys(Role.FEED, origin, de.clock())[0]
         with net.link(DE, FR) as link:
+            with pytest.raises(DeniedError, match="signs nothing for us now"):
+                link.proof(origin, size, leaf=0)  # it has not been shown so much yet
+            net.sync(DE, FR)
             hashes, head = link.proof(origin, size, leaf=0)
             assert hashes == merkle.inclusion_proof(leaves, 0)
             assert open_checkpoint(head, origin, key).root == merkle.root(leaves)

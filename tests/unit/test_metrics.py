@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import structlog.testing
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import text, update
+from sqlalchemy import insert, text, update
 
 from federation.errors import UsageError
 from node import metrics, peers, releases
 from node.alarms import Alarm, raise_alarm
-from node.incidents import open_incident
 from node.metrics import MetricsServer
 from node.store.database import write
-from node.store.tables import in_entries
+from node.store.tables import in_entries, incidents
 from node.tally import Count, Tally
 from tests.nodes import DE, FR, World, agree, document, history, import_document, make_world, release, reopen
 
@@ -154,7 +153,9 @@ def test_what_waits_for_a_person(world: World) -> None:
             raise_alarm(tx, Alarm.CLOCK, "clock", "", now)
             raise_alarm(tx, Alarm.DISK, "disk", "", now)
             raise_alarm(tx, Alarm.DISK, "another disk", "", now)
-            open_incident(tx, "EQUIVOCATION", FR, "FR-1", {}, "", now)
+            raise_alarm(tx, Alarm.EQUIVOCATION, FR, "", now)
+            about = {"kind": "EQUIVOCATION", "peer": FR, "subject": "FR-1"}
+            tx.execute(insert(incidents).values(**about, evidence=b"{}", opened_at=now))
             tx.execute(update(in_entries).where(in_entries.c.seq == 1).values(outcome="quarantined"))
         peers.distrust(de, FR)
         seen = told(server)

@@ -1,27 +1,31 @@
 """What was passed on and has not gone yet is judged again; what is taken back here is taken back there."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
 from federation import entries
 from federation.entries import ErasedItem, Withdrawal
-from federation.errors import HeldError
+from federation.errors import HeldError, NotFoundError, UsageError
+from federation.model import Country, NodeId
 from federation.policy.engine import rule_book
 from federation.policy.packs import load_pack
-from node import inbox, ledger, overview, peers, releases, statements
+from node import inbox, ledger, main, overview, passing, peers, releases
+from node.context import Node
 from node.inbox import Disposition, InboxState
 from node.ledger import Act
+from node.rpc import tls
 from node.store.database import read, write
 from node.store.tables import alarms
 from node.store.tables import inbox as inbox_table
 from tests.chains import KE, NAME, Chain, arrived, give, join, last_entry, make_chain, pass_on, send
-from tests.nodes import DE, FR, IN, append_by_hand, document, files_hold, history, import_document
+from tests.nodes import DE, FR, IN, document, files_hold, history, import_document
 
+ONWARD = {"tlp": "GREEN", "onward": "peers"}
 SECRET = "The valve opens when it is told to close."
 
 
@@ -114,33 +118,30 @@ def test_a_part_that_law_forbids_meanwhile_takes_the_entry_back(chain: Chain) ->
     item = send(chain, vulnerabilities=[{"notes": [{"category": "details", "text": SECRET}]}])
     give(chain)
     entry = pass_on(chain, item)
-    chain.nodes[DE] = _under(chain, 'forbid (principal, action == Action::"relay", resource) when {', "technical")
+    under_law(
+        chain, 'action == Action::"relay", resource) when { resource.categories.contains(Category::"technical") }'
+    )
     assert chain.sync(IN, DE).counts[Disposition.ERASED] == 1
     assert withdrawals(chain) == [Withdrawal((entry.seq or 0,), "no-longer-permitted")]
 
 
-def _under(chain: Chain, rule: str, category: str) -> Any:
-    """DE under one law more."""
-    from dataclasses import replace
-
+def under_law(chain: Chain, forbidden: str) -> None:
+    """DE lives under one more law from now on."""
     text = f"""
-pack: local
+pack: test
 version: 1
 jurisdiction: DE
 title: A law of this test
 status: example
 checked_on: 2026-11-21
 source: none
-groups: {{}}
-safeguards: {{}}
 rules: |
-  @id("local/one")
-  @basis("none")
-  @says("It is forbidden.")
-  {rule} resource.categories.contains(Category::"{category}") }};
+  @id("test/one") @basis("a law") @says("It is forbidden.")
+  forbid (principal, {forbidden};
 """
-    pack = load_pack(text, "local.yaml")
-    return replace(chain[DE], book=rule_book((pack,), ("DE", "FR", "IN", "KE")))
+    countries = [Country(code) for code in ("DE", "FR", "IN", "KE")]
+    book = rule_book((load_pack(text, "test.yaml", countries),), countries)
+    chain.nodes[DE] = replace(chain[DE], book=book)
 
 
 # Taken back
@@ -192,7 +193,7 @@ def test_a_peer_that_may_not_even_be_told_does_not_keep_the_others_waiting(chain
     item = send(chain)
     give(chain)
     entry = pass_on(chain, item)
-    chain.nodes[DE] = _forbidding_notices(chain)
+    under_law(chain, 'action == Action::"notify", resource)')
     with write(chain[FR].engine) as tx:
         place = tuple(row.seq for row in ledger.rows(chain[FR], DE))
         releases.take_back(chain[FR], tx, chain[DE].card, place, "withdrawn-by-hand", by="alice")
@@ -205,29 +206,6 @@ def test_a_peer_that_may_not_even_be_told_does_not_keep_the_others_waiting(chain
         chain.sync(IN, DE)  # and it is not served
     assert last_entry(chain)[0] == "control"
     assert not isinstance(history(chain[DE], IN)[entry.seq or 0], ErasedItem)
-
-
-def _forbidding_notices(chain: Chain) -> Any:
-    node = _under(chain, 'forbid (principal, action == Action::"relay", resource) when {', "technical")
-    from dataclasses import replace
-
-    text = """
-pack: quiet
-version: 1
-jurisdiction: DE
-title: A law of this test
-status: example
-checked_on: 2026-11-21
-source: none
-groups: {}
-safeguards: {}
-rules: |
-  @id("quiet/one")
-  @basis("none")
-  @says("It is forbidden.")
-  forbid (principal, action == Action::"notify", resource);
-"""
-    return replace(node, book=rule_book((load_pack(text, "quiet.yaml"),), ("DE", "FR", "IN", "KE")))
 
 
 # What a relay cannot do to what is there already
@@ -264,10 +242,80 @@ def test_the_origins_own_takes_the_place_of_what_was_passed_on(tmp_path: Path) -
 
 
 def test_nodes_of_which_only_the_card_is_known_are_no_peers(chain: Chain) -> None:
-    assert [exchange.peer for exchange in overview.overview(chain[FR]).exchanges] == [DE]
-    import_document(chain[FR], document("X"))
-    _, outcomes = releases.release(chain[FR], "X")
+    fr = chain[FR]
+    assert [exchange.peer for exchange in overview.overview(fr).exchanges] == [DE]
+    assert [card.node for card in tls.trusted_cards(fr)] == [DE]  # whose key opens a connection
+    import_document(fr, document("X"))
+    _, outcomes = releases.release(fr, "X")
     assert [outcome.peer for outcome in outcomes] == [DE]
-    assert statements.all_kept(chain[FR]) == ()
-    with pytest.raises(Exception, match="only the card is known"):
-        append_by_hand(chain[FR], IN, Withdrawal((0,), "x")) if peers.trusted_card(chain[FR], IN) else None
+    with pytest.raises(NotFoundError, match="only the card is known"):
+        chain.sync(IN, FR)
+    peers.enrol(fr, chain[IN].card_bytes)  # whoever was known by the card becomes a peer
+    assert [card.node for card in tls.trusted_cards(fr)] == [DE, IN]
+
+
+# What may be passed on at all
+
+
+def test_only_what_is_current_is_passed_on(chain: Chain) -> None:
+    item = send(chain)
+    give(chain)
+    feed = inbox.content(chain[DE], str(item)).item
+    for state in (InboxState.SUPERSEDED, InboxState.EQUIVOCATION):
+        _state(state)(chain, item)
+        with pytest.raises(HeldError):
+            pass_on(chain, item)
+    _state(InboxState.CURRENT)(chain, item)
+    with write(chain[DE].engine) as tx:
+        inbox.withdraw(tx, feed.feed, (feed.seq,))
+    with pytest.raises(HeldError, match="gone"):
+        pass_on(chain, item)
+    with pytest.raises(NotFoundError):
+        pass_on(chain, 99)
+
+
+def test_what_has_had_its_time_is_not_passed_on(tmp_path: Path) -> None:
+    chain = make_chain(tmp_path)
+    join(chain, FR, DE, retention_days="10")
+    join(chain, DE, IN)
+    item = send(chain)
+    give(chain)
+    chain.clock.move(days=10)
+    with pytest.raises(HeldError, match="retention ended"):
+        pass_on(chain, item)
+    chain.close()
+
+
+def test_what_an_origin_signed_that_is_distrusted_now_stays_here(chain: Chain) -> None:
+    item = send(chain)
+    give(chain)
+    peers.distrust(chain[DE], FR)
+    with pytest.raises(HeldError, match="not trusted"):
+        pass_on(chain, item)
+
+
+def test_nothing_is_passed_back_or_to_nobody(chain: Chain) -> None:
+    item = send(chain)
+    give(chain)
+    with pytest.raises(UsageError, match="not passed back"):
+        pass_on(chain, item, to=FR)
+    with pytest.raises(UsageError, match="say to whom"):
+        passing.pass_on(chain[DE], str(item), ())
+    with pytest.raises(NotFoundError):
+        pass_on(chain, item, to=NodeId("cert.xx.example"))
+
+
+def test_an_older_node_is_sent_nothing_that_is_passed_on(tmp_path: Path) -> None:
+    chain = make_chain(tmp_path)
+    join(chain, FR, DE, onward="peers")
+    join(chain, DE, IN)
+    item = send(chain, handling=ONWARD)
+    peers.enrol(chain[DE], older(chain[IN]))
+    outcome = pass_on(chain, item)
+    assert (outcome.seq, "takes nothing that is passed on" in str(outcome.held)) == (None, True)
+    chain.close()
+
+
+def older(node: Node) -> bytes:
+    """The next card of a node, which speaks the first protocol version alone."""
+    return main.sign_card(replace(node.card, protocols=(1,), version=node.card.version + 1), node.keys)

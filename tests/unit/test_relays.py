@@ -12,16 +12,14 @@ from sqlalchemy import update
 from federation import grant
 from federation.entries import Granted
 from federation.errors import HeldError, NotAllowedError, NotFoundError, UsageError
-from federation.model import Attribution, Category, Form, NodeId, Onward, Purpose, Role, instant_text
+from federation.model import Attribution, Category, Form, Onward, Purpose, Role, instant_text
 from federation.recall import Reason
-from node import inbox, ledger, main, passing, peers, recalls, relays, releases
-from node.context import Node
-from node.inbox import Disposition, InboxState
+from node import inbox, ledger, passing, peers, recalls, relays, releases
+from node.inbox import Disposition
 from node.people import Post
 from node.relays import BY_NAME_ONLY
 from node.store.database import write
 from node.store.tables import agreements
-from node.store.tables import inbox as inbox_table
 from tests.chains import (
     KE,
     NAME,
@@ -470,75 +468,3 @@ def test_a_release_that_was_refused_is_released_again_too(chain: Chain) -> None:
     chain.sync(FR, DE)
     _, (again,) = releases.release(chain[FR], NAME, (DE,))
     assert (again.already, again.seq) == (False, (first.seq or 0) + 1)
-
-
-# What may be passed on at all
-
-
-def test_only_what_is_current_is_passed_on(chain: Chain) -> None:
-    item = send(chain)
-    give(chain)
-    feed = inbox.content(chain[DE], str(item)).item
-    for state in (InboxState.SUPERSEDED, InboxState.EQUIVOCATION):
-        _set_state(chain, item, state)
-        with pytest.raises(HeldError):
-            pass_on(chain, item)
-    _set_state(chain, item, InboxState.CURRENT)
-    with write(chain[DE].engine) as tx:
-        inbox.withdraw(tx, feed.feed, (feed.seq,))
-    with pytest.raises(HeldError, match="gone"):
-        pass_on(chain, item)
-    with pytest.raises(NotFoundError):
-        pass_on(chain, 99)
-
-
-def _set_state(chain: Chain, item: int, state: InboxState) -> None:
-    with write(chain[DE].engine) as tx:
-        tx.execute(update(inbox_table).where(inbox_table.c.id == item).values(state=state))
-
-
-def test_what_has_had_its_time_is_not_passed_on(tmp_path: Path) -> None:
-    chain = make_chain(tmp_path)
-    join(chain, FR, DE, retention_days="10")
-    join(chain, DE, IN)
-    item = send(chain)
-    give(chain)
-    chain.clock.move(days=10)
-    with pytest.raises(HeldError, match="retention ended"):
-        pass_on(chain, item)
-    chain.close()
-
-
-def test_what_an_origin_signed_that_is_distrusted_now_stays_here(chain: Chain) -> None:
-    item = send(chain)
-    give(chain)
-    peers.distrust(chain[DE], FR)
-    with pytest.raises(HeldError, match="not trusted"):
-        pass_on(chain, item)
-
-
-def test_nothing_is_passed_back_or_to_nobody(chain: Chain) -> None:
-    item = send(chain)
-    give(chain)
-    with pytest.raises(UsageError, match="not passed back"):
-        pass_on(chain, item, to=FR)
-    with pytest.raises(UsageError, match="say to whom"):
-        passing.pass_on(chain[DE], str(item), ())
-    with pytest.raises(NotFoundError):
-        pass_on(chain, item, to=NodeId("cert.xx.example"))
-
-
-def test_an_older_node_is_sent_nothing_that_is_passed_on(tmp_path: Path) -> None:
-    chain = make_chain(tmp_path)
-    join(chain, FR, DE, onward="peers")
-    join(chain, DE, IN)
-    item = send(chain, handling=ONWARD)
-    peers.enrol(chain[DE], older(chain[IN]))
-    outcome = pass_on(chain, item)
-    assert (outcome.seq, "takes nothing that is passed on" in str(outcome.held)) == (None, True)
-    chain.close()
-
-
-def older(node: Node) -> bytes:
-    """The next card of a node, which speaks the first protocol version alone."""
-    return main.sign_card(replace(node.card, protocols=(1,), version=node.card.version + 1), node.keys)

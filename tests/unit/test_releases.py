@@ -16,6 +16,7 @@ from federation.errors import (
     MalformedError,
     NotFoundError,
     SignatureError,
+    UnconfirmedError,
     UnknownOriginError,
     UsageError,
     WrongFeedError,
@@ -261,7 +262,7 @@ def test_a_feed_is_shown_to_its_receiver_only(tmp_path: Path) -> None:
         serving.checkpoint_at(world[FR], world[IN].card, ORIGIN, 0)
     with pytest.raises(NotFoundError):
         serving.prove(world[FR], world[IN].card, ORIGIN, leaf=0, from_size=None, size=1)
-    with pytest.raises(NotFoundError):
+    with pytest.raises(UnconfirmedError):
         serving.pull(world[FR], world[DE].card, Ask(f"{FR}/feeds/{DE}/2", 0, b""), 0)
     with pytest.raises(NotFoundError):
         serving.checkpoint_at(world[FR], world[DE].card, ORIGIN, 99)

@@ -1,0 +1,337 @@
+"""Later revisions: nothing gets out by oversight, and nobody is left with an earlier one unnoticed."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from federation import strictjson
+from federation.errors import AwaitsSecondError, MalformedError, NotAllowedError, NotFoundError, UsageError
+from federation.model import Category, JsonObject, NodeId, Tlp
+from node import advisories, answers, inbox, ledger, overview, recalls, releases, revisions
+from node.advisories import State
+from node.answers import HolderState
+from node.inbox import InboxState
+from node.ledger import Act
+from node.people import Post
+from node.recalls import Reason
+from node.revisions import OldHolder
+from node.store import tables
+from node.store.database import read
+from tests.nodes import DE, FR, IN, World, agree, document, import_document, make_world
+
+NOTE = "/csaf/document/notes/0"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = make_world(tmp_path, FR, DE, IN)
+    agree(made)
+    yield made
+    made.close()
+
+
+def later(name: str, version: str, **more: Any) -> JsonObject:
+    """The document with another tracking version."""
+    made = document(name, **more)
+    tracking = made["document"]["tracking"]
+    lines = [
+        {"date": f"2026-11-0{number}T09:00:00Z", "number": str(number), "summary": "A release"}
+        for number in range(1, int(version) + 1)
+    ]
+    tracking.update(version=version, revision_history=lines, current_release_date=lines[-1]["date"])
+    tracking["initial_release_date"] = lines[0]["date"]
+    return made
+
+
+def revise(
+    world: World, content: JsonObject, name: str = "X", *, tlp: Tlp | None = None, **file: Any
+) -> revisions.Revised:
+    data = strictjson.encode({"csaf": content, **file} if file else content)
+    return revisions.revise(world[FR], name, data, "file.json", tlp=tlp)
+
+
+def released(world: World, *to: NodeId, name: str = "X", **more: Any) -> int:
+    """FR releases what is newest of an advisory, which is imported if it is not there; returns its revision."""
+    if not any(summary.name == name for summary in advisories.all_advisories(world[FR])):
+        import_document(world[FR], document(name, **more))
+    summary, _ = releases.release(world[FR], name, to)
+    return summary.revision
+
+
+def next_to(world: World, version: int, *to: NodeId) -> int:
+    revise(world, later("X", str(version)))
+    return released(world, *to)
+
+
+def states(world: World, at: NodeId) -> list[tuple[int, InboxState]]:
+    return sorted((item.revision, item.state) for item in inbox.items(world[at], every_state=True))
+
+
+# Making one
+
+
+def test_a_later_revision_supersedes_the_one_before(world: World) -> None:
+    released(world, DE, IN)
+    world.sync_all()
+    made = revise(world, later("X", "2", title="A worse flaw"))
+    assert (made.made.advisory.revision, made.made.advisory.state, made.made.fresh) == (2, State.DRAFT, True)
+    assert states(world, DE) == [(1, InboxState.CURRENT)]
+    assert released(world, DE, IN) == 2
+    world.sync_all()
+    for peer in (DE, IN):
+        assert states(world, peer) == [(1, InboxState.SUPERSEDED), (2, InboxState.CURRENT)]
+        assert inbox.content(world[peer], "X").item.title == "A worse flaw"
+    rows = ledger.rows(world[FR], DE, "X")
+    assert [row.revision for row in rows] == [1, 2]
+    assert [summary.revision for summary in advisories.all_advisories(world[FR])] == [1, 2]
+    assert advisories.content(world[FR], "X", 1)[1]["document"]["title"] == "A flaw"
+    with pytest.raises(NotFoundError, match="revision 3"):
+        advisories.content(world[FR], "X", 3)
+    with read(world[FR].engine) as tx:
+        done = select(tables.audit.c.detail).where(tables.audit.c.act == "advisory.issue")
+        assert tx.execute(done).scalars().all() == ["revision 1", "revision 2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "text"),
+    [
+        (later("Y", "2"), "X", "its tracking id is Y"),
+        (later("X", "1", title="Other"), "X", "its tracking version is 1, as in revision 1"),
+        (later("D", "2"), "D", "never released"),
+    ],
+)
+def test_what_is_no_later_revision_is_refused(world: World, content: JsonObject, name: str, text: str) -> None:
+    released(world, DE)
+    import_document(world[FR], document("D"))
+    with pytest.raises(UsageError, match=text):
+        revise(world, content, name)
+    with pytest.raises(NotFoundError):
+        revise(world, later("Z", "2"), "Z")
+    with pytest.raises(MalformedError, match="not valid CSAF"):
+        revise(world, later("X", "2") | {"product_tree": {}})
+    with pytest.raises(NotAllowedError):
+        revisions.revise_from_issued(replace(world[FR], people={"alice": frozenset((Post.AUDITOR,))}), "X")
+    assert [s.revision for s in advisories.all_advisories(world[FR])] == [1, 1]
+
+
+def test_the_same_file_again_changes_nothing_and_another_one_replaces_the_draft(world: World) -> None:
+    released(world, DE)
+    first = revise(world, later("X", "2"))
+    again = revise(world, later("X", "2"))
+    assert (first.made.fresh, again.made.fresh, again.made.advisory) == (True, False, first.made.advisory)
+    other = revise(world, later("X", "2", title="Mended"))
+    assert (other.made.advisory.revision, other.made.advisory.title) == (2, "Mended")
+    released(world, DE)
+    with pytest.raises(UsageError, match="as in revision 2"):
+        revise(world, later("X", "2", title="Mended again"))
+
+
+def test_the_file_of_an_earlier_revision_is_known_and_releases_nothing(world: World) -> None:
+    released(world, DE)
+    revise(world, later("X", "2"))
+    file = {"csaf": document("X"), "handling": {"tlp": "GREEN"}, "labels": {}}
+    made = advisories.import_file(world[FR], strictjson.encode(file), "file.json", tlp=None)
+    assert (made.fresh, made.revised, made.advisory.revision) == (False, True, 1)
+    with pytest.raises(UsageError, match="apostille advisory revise X FILE"):
+        import_document(world[FR], document("X", title="Other"))
+
+
+def test_two_people_who_revise_at_once_do_not_overwrite_each_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released(world, DE)
+    real = revisions._inherited
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        revise(world, later("X", "2", title="By bob"))
+        return real(*arguments)
+
+    monkeypatch.setattr(revisions, "_inherited", slow)
+    with pytest.raises(UsageError, match="changed meanwhile"):
+        revise(world, later("X", "2", title="By alice"))
+    assert advisories.all_advisories(world[FR])[-1].title == "By bob"
+
+
+# Handling and labels stay
+
+
+@pytest.mark.invariant("I2")
+def test_handling_that_the_file_does_not_give_is_as_before(world: World) -> None:
+    strict = {"tlp": "AMBER+STRICT", "storage": ["DE", "FR"], "tier": "sensitive", "purposes": ["detection"]}
+    import_document(world[FR], document("X"), handling=strict)
+    released(world, DE)
+    before = advisories.all_advisories(world[FR])[0].handling
+    assert revise(world, later("X", "2")).made.advisory.handling == before
+    changed = revise(world, later("X", "2"), handling={"storage": ["FR"]}).made.advisory.handling
+    assert changed == replace(before, storage=frozenset(("FR",)))
+    assert revise(world, later("X", "2", title="T"), tlp=Tlp.GREEN).made.advisory.handling.tlp is Tlp.GREEN
+    labelled = later("X", "2")
+    labelled["document"]["distribution"] = {"tlp": {"label": "AMBER"}}
+    assert revise(world, labelled).made.advisory.handling == before  # the document has no label for STRICT
+    labelled["document"]["distribution"] = {"tlp": {"label": "RED"}}
+    with pytest.raises(UsageError, match="RED needs named recipients"):
+        revise(world, labelled)
+
+
+@pytest.mark.invariant("I2")
+def test_what_was_raised_stays_raised_by_its_place_or_by_what_it_says(world: World) -> None:
+    notes = ("The victim is Acme.", "Nothing.")
+    import_document(world[FR], document("X", notes=notes), labels={NOTE: "victim"})
+    released(world, DE)
+    same_place = revise(world, later("X", "2", notes=("The victim is Acme Ltd.", "Nothing.")))
+    assert same_place.kept == {NOTE: Category.VICTIM}
+    moved = revise(world, later("X", "2", notes=("Nothing.", *notes)))
+    assert moved.kept == {NOTE: Category.VICTIM, "/csaf/document/notes/1": Category.VICTIM}
+    _, own = advisories.own_advisory(world[FR], "X")
+    raised = {e.path for e in own.elements if Category.VICTIM in e.categories}
+    assert raised == moved.kept.keys()
+    gone = revise(world, later("X", "2", title="T", notes=("Nothing.",)))
+    assert gone.kept == {NOTE: Category.VICTIM}
+    with pytest.raises(AwaitsSecondError):  # lowering takes two people, as always
+        advisories.label(world[FR], "X", NOTE, Category.EXPLOIT, "there is no victim in it")
+
+
+@pytest.mark.invariant("I2")
+def test_a_file_may_raise_more_and_not_less(world: World) -> None:
+    import_document(world[FR], document("X"), labels={NOTE: "personal"})
+    released(world, DE)
+    less = revise(world, later("X", "2"), labels={NOTE: "exploit"})
+    assert less.kept == {NOTE: Category.PERSONAL}
+    more = revise(world, later("X", "2", title="T"), labels={NOTE: "victim"})
+    assert more.kept == {}
+    replaced = revise(world, later("X", "2"))  # the draft before said victim
+    assert replaced.kept == {NOTE: Category.VICTIM}
+
+
+def test_the_issued_document_is_the_start_of_the_next_revision(world: World) -> None:
+    import_document(world[FR], document("X"), labels={NOTE: "victim"}, handling={"tlp": "AMBER"})
+    released(world, DE)
+    made = revisions.revise_from_issued(world[FR], "X")
+    assert made.kept == {NOTE: Category.VICTIM}
+    assert made.made.advisory.handling.tlp is Tlp.AMBER
+    before, after = (advisories.content(world[FR], "X", revision)[1] for revision in (1, 2))
+    tracking = after["document"].pop("tracking")
+    before["document"].pop("tracking")
+    assert after == before
+    assert tracking["version"] == "2"
+    assert tracking["revision_history"][-1]["number"] == "2"
+    assert released(world, DE) == 2
+
+
+@pytest.mark.parametrize(("version", "next_"), [("1.4.2", "1.4.3"), ("1.0.9+build.3", "1.0.10")])
+def test_the_next_version_follows_the_one_before(world: World, version: str, next_: str) -> None:
+    content = document("X")
+    content["document"]["tracking"].update(version=version)
+    content["document"]["tracking"]["revision_history"][0]["number"] = version
+    import_document(world[FR], content)
+    released(world, DE)
+    revisions.revise_from_issued(world[FR], "X")
+    assert advisories.content(world[FR], "X")[1]["document"]["tracking"]["version"] == next_
+
+
+# Who is left with an earlier one
+
+
+@pytest.mark.invariant("I15")
+def test_a_holder_that_does_not_get_the_new_one_is_listed_until_somebody_decides(world: World) -> None:
+    released(world, DE, IN)
+    world.sync(IN, FR)
+    assert revisions.old_holders(world[FR], "X") == ()
+    next_to(world, 2, DE)
+    assert revisions.old_holders(world[FR], "X") == (OldHolder("X", 2, IN, (1,), True, None),)
+    assert overview.overview(world[FR]).unsettled == 1
+    with pytest.raises(UsageError, match="holds the newest revision or none"):
+        revisions.leave(world[FR], "X", DE, "no matter")
+    for reason in ("", "two\nlines", "x" * 501):
+        with pytest.raises(UsageError, match="one line"):
+            revisions.leave(world[FR], "X", IN, reason)
+    revisions.leave(world[FR], "X", IN, "an archive")
+    assert revisions.old_holders(world[FR], "X") == (OldHolder("X", 2, IN, (1,), True, "an archive"),)
+    assert overview.overview(world[FR]).unsettled == 0
+    with pytest.raises(UsageError, match="by a decision already"):
+        revisions.leave(world[FR], "X", IN, "again")
+    next_to(world, 3, DE)  # the decision was about revision 1, and stands
+    assert [(h.peer, h.left) for h in revisions.old_holders(world[FR], "X")] == [(IN, "an archive")]
+    assert overview.overview(world[FR]).unsettled == 0
+    released(world, IN)
+    assert revisions.old_holders(world[FR], "X") == ()
+
+
+@pytest.mark.invariant("I15")
+def test_a_later_one_that_is_left_behind_too_is_a_new_question(world: World) -> None:
+    released(world, DE, IN)
+    next_to(world, 2, DE)
+    revisions.leave(world[FR], "X", IN, "an archive")
+    released(world, IN)
+    next_to(world, 3, DE)
+    assert revisions.old_holders(world[FR], "X") == (OldHolder("X", 3, IN, (1, 2), False, None),)
+    assert overview.overview(world[FR]).unsettled == 1
+    revisions.leave(world[FR], "X", IN, "an archive")
+    assert overview.overview(world[FR]).unsettled == 0
+
+
+@pytest.mark.invariant("I15")
+def test_those_who_are_left_behind_are_recalled_from_and_nobody_else(world: World) -> None:
+    released(world, DE, IN)
+    world.sync_all()
+    next_to(world, 2, DE)
+    order = revisions.recall_from_old_holders(world[FR], "X")
+    assert (order.revisions, order.reason) == ((1,), Reason.REPLACED)
+    assert [(h.node, h.state) for h in order.holders] == [(IN, HolderState.PENDING)]
+    assert revisions.old_holders(world[FR], "X") == ()
+    world.sync_all(2)
+    assert states(world, IN) == [(1, InboxState.RECALLED)]
+    assert states(world, DE) == [(1, InboxState.SUPERSEDED), (2, InboxState.CURRENT)]
+    assert [h.state for h in answers.status(world[FR], "X")[0].holders] == [HolderState.PURGED]
+    with pytest.raises(UsageError, match="nobody is left"):
+        revisions.recall_from_old_holders(world[FR], "X")
+    assert released(world, IN) == 2  # the newest one is not recalled
+    assert ledger.rows(world[FR], IN, "X", (Act.RECALL,))[0].facts["revisions"] == [1]
+
+
+@pytest.mark.invariant("I11")
+def test_a_recall_from_some_leaves_what_others_have_not_fetched(world: World) -> None:
+    released(world, DE, IN)
+    revise(world, later("X", "2"))
+    released(world, DE)
+    revisions.leave(world[FR], "X", IN, "its archive")
+    next_to(world, 3, IN)
+    revisions.recall_from_old_holders(world[FR], "X")
+    assert [h.node for h in answers.status(world[FR], "X")[0].holders] == [DE]
+    world.sync(IN, FR)
+    assert states(world, IN) == [(1, InboxState.SUPERSEDED), (3, InboxState.CURRENT)]
+
+
+@pytest.mark.invariant("I15")
+def test_what_was_taken_back_is_held_no_more(world: World) -> None:
+    released(world, DE, IN)
+    next_to(world, 2, DE)
+    assert releases.withdraw(world[FR], "X", IN) != ()
+    assert revisions.old_holders(world[FR], "X") == ()
+    assert overview.overview(world[FR]).withdrawn == (("X", IN),)
+    recalls.give(world[FR], "X", Reason.ERROR, (2,))
+    assert overview.overview(world[FR]).unsettled == 0  # a recalled revision is not the newest
+
+
+def test_a_hand_that_takes_back_names_what_is_there(world: World) -> None:
+    released(world, DE, IN)
+    world.sync(DE, FR)
+    next_to(world, 2, DE, IN)
+    world.sync(DE, FR)
+    (first,) = releases.withdraw(world[FR], "X", DE, 1)
+    assert first == 3
+    world.sync(DE, FR)
+    assert states(world, DE) == [(1, InboxState.WITHDRAWN), (2, InboxState.CURRENT)]
+    for name, revision, peer in (("X", 1, DE), ("X", 3, DE), ("Z", None, DE), ("X", None, NodeId("cert.ke.example"))):
+        with pytest.raises(NotFoundError):
+            releases.withdraw(world[FR], name, peer, revision)
+    assert len(releases.withdraw(world[FR], "X", IN)) == 2
+    (row, *_) = ledger.rows(world[FR], DE, acts=(Act.WITHDRAWAL,))
+    assert (row.by, row.facts["reason"]) == ("alice", "withdrawn-by-hand")
+    with pytest.raises(NotAllowedError):
+        releases.withdraw(replace(world[FR], people={"alice": frozenset((Post.OPERATOR,))}), "X", DE)
