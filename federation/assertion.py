@@ -2,7 +2,8 @@
 
 A JWS (`federation.jws`) with exactly one signature, by an `issue` key of the node that speaks; `typ` says which kind it
 is. The payload is a JSON object in whatever bytes its author wrote; it is kept and passed on as those bytes (I7), and
-named by the digest of its payload, which no second signature changes. What a kind's members mean is its own module's.
+named by a digest over author and payload, which no second signature changes: what two nodes say in the same words is
+two assertions, and nobody can pass for the first to have said it. What a kind's members mean is its own module's.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from federation.model import JsonObject, NodeId, node_id
 
 @dataclass(frozen=True, slots=True)
 class Assertion:
-    """What `author` said, verified. `digest` is SHA-256 over the payload, 32 bytes; `document` what was signed."""
+    """What `author` said, verified. `digest` is that of `digest_of`; `document` is what was signed."""
 
     author: NodeId
     members: JsonObject
@@ -30,7 +31,12 @@ def sign(members: JsonObject, typ: str, author: NodeId, kid: str, sign_bytes: Ca
     payload = strictjson.encode(members)
     signature = jws.sign(payload, typ, f"{author}/{kid}", sign_bytes)
     document = jws.serialise(jws.SignedDocument(payload, (signature,)))
-    return Assertion(author, members, hashlib.sha256(payload).digest(), document)
+    return Assertion(author, members, digest_of(author, payload), document)
+
+
+def digest_of(author: NodeId, payload: bytes) -> bytes:
+    """What names an assertion, 32 bytes: SHA-256 over its author's node id, a line feed, and its payload."""
+    return hashlib.sha256(author.encode() + b"\n" + payload).digest()
 
 
 def read(document: bytes, typ: str, key_of: Callable[[NodeId, str], bytes]) -> Assertion:
@@ -68,4 +74,4 @@ def _signer(signature: jws.Signature) -> tuple[NodeId, str]:
 
 def _assertion(author: NodeId, payload: bytes, typ: str, document: bytes) -> Assertion:
     members = strictjson.decode_object(payload, max_bytes=MAX_CONTROL_BYTES, what=typ)
-    return Assertion(author, members, hashlib.sha256(payload).digest(), document)
+    return Assertion(author, members, digest_of(author, payload), document)

@@ -1,6 +1,6 @@
 """What a node signed that contradicts itself: proofs that need nobody's word but that node's.
 
-    fork           two heads of one feed with one size and two roots, or one of size 0 with another root than nothing has
+    fork           two heads of one feed with one size and two roots, or one of size 0 whose root is not that of nothing
     rollback       two heads of one feed that their sender dated as its newest, the later one smaller
     equivocation   cores under one `jti` with different bytes
 
@@ -43,7 +43,7 @@ class _Head:
 
 
 def fork(notes: Iterable[bytes], node: NodeId, cards: Sequence[bytes]) -> Contradiction | None:
-    """A fork among the heads in `notes`, proved by keys on the `cards` of `node`, oldest first; None if there is none."""
+    """A fork among the heads in `notes`, proved by keys on the `cards` of `node`, oldest first; None without one."""
     heads = [found for note in notes if (found := _signed(note, node, cards))]
     for found in heads:
         if found.head.size == 0 and found.head.root != merkle.EMPTY.root():
@@ -108,9 +108,7 @@ def _dated(note: bytes, node: NodeId, cards: Sequence[bytes]) -> _Head | None:
     return _by_any_key(note, node, cards, read)
 
 
-def _by_any_key(
-    note: bytes, node: NodeId, cards: Sequence[bytes], read: Callable[[VerifierKey, bytes], T]
-) -> T | None:
+def _by_any_key(note: bytes, node: NodeId, cards: Sequence[bytes], read: Callable[[VerifierKey, bytes], T]) -> T | None:
     """What `read` gives for the first feed key that fits, of the newest card first; None when none does."""
     try:
         origin = Checkpoint.of(note).origin

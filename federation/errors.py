@@ -89,7 +89,14 @@ class UnconfirmedError(LocalError):
 
 
 class HeldError(LocalError):
-    """A release is held back, and a person must look at why."""
+    """A release is held back, and a person must look at why.
+
+    Attributes: `faults`, what the policy engine could not evaluate on the way.
+    """
+
+    def __init__(self, text: str, faults: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.faults = faults
 
 
 class PolicyError(LocalError):
@@ -183,14 +190,16 @@ class VersionError(RemoteError):
 class NotAdmittedError(RemoteError):
     """No agreement in force covers the entry, or local law forbids keeping it.
 
-    Attributes: `rules`, the ids of the rules that decided; empty when no permit matched.
+    Attributes: `rules`, the ids of the rules that decided, empty when no permit matched; `faults`, what the policy
+    engine could not evaluate on the way.
     """
 
     code = "NOT_ADMITTED"
 
-    def __init__(self, text: str, rules: tuple[str, ...] = ()) -> None:
+    def __init__(self, text: str, rules: tuple[str, ...] = (), faults: tuple[str, ...] = ()) -> None:
         super().__init__(text)
         self.rules = rules
+        self.faults = faults
 
 
 class FeedError(RemoteError):

@@ -80,10 +80,14 @@ class Advisory:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An advisory that agreement and law let this node keep, with the rules that decided."""
+    """An advisory that agreement and law let this node keep, with the rules that decided.
+
+    `alarms` are what the policy engine could not evaluate on the way.
+    """
 
     advisory: Advisory
     rules: tuple[Rule, ...]
+    alarms: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +187,7 @@ def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime)
             raise NotAdmittedError("the retention has ended", ("handling/expired",))
     if advisory.handling.home != receiver.keyring.card(advisory.origin).jurisdiction:  # (4)
         raise HandlingError("handling: home is not the jurisdiction on the origin's card")
-    rules = may_store(  # (5)
+    kept = may_store(  # (5)
         categories,
         asked,
         advisory.origin,
@@ -196,7 +200,7 @@ def admit(advisory: Advisory, receiver: Receiver, sender: NodeId, now: datetime)
         sender_country=sent_from,
     )
     handling.check_terms(advisory.terms, advisory.handling, agreement, advisory.core_digest, receiver.me, now)  # (6)
-    return Admitted(advisory, rules)
+    return Admitted(advisory, kept.rules, kept.alarms)
 
 
 def _from_origin(advisory: Advisory) -> Handling:

@@ -190,7 +190,7 @@ def _raised(row: Row[Any]) -> Raised:
         detail=row.detail,
         first_at=row.first_at,
         last_at=row.last_at,
-        count=row.count,
+        count=row._mapping["count"],
         acked_at=row.acked_at,
         acked_by=row.acked_by,
         delivered_at=row.delivered_at,

@@ -26,16 +26,14 @@ from federation.errors import ApostilleError, LocalError
 from federation.keyring import Card
 from federation.labels import load as load_labels
 from federation.model import SPOKEN_VERSIONS, Role
-from node import agreements, cards, keys, main, rotation
+from node import agreements, cards, courier, keys, main, rotation
 from node.owncard import OwnCard
 from node.store import database
 from node.store.tables import audit
+from node.watch import CLOCK_TOLERANCE, DISK_WARN, NEAR_END
 
-_NEAR_END: Final = timedelta(days=30)  # of agreements: time enough to make and sign new ones
 _DISK_FAIL: Final = 100 << 20  # bytes; SQLite needs room for its log to commit at all
-_DISK_WARN: Final = 1 << 30
 _CARD_PATIENCE: Final = timedelta(days=3)  # for a peer to fetch a new card; the old keys serve it far longer
-_CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 _PACKAGES: Final = ("config", "federation", "node", "protos")
 
 
@@ -68,9 +66,10 @@ def examine(home: Path) -> tuple[Finding, ...]:
         *_guarded(
             "database", "do what it says; what is damaged, restore from a backup", lambda: _database(home, chosen, now)
         ),
-        *_guarded("law packs", "mend law_packs in apostille.yaml", lambda: _rules(chosen)),
+        *_guarded("law packs", "mend law_packs in apostille.yaml", lambda: _rules(chosen, now)),
         *_guarded("agreements", "mend what is named above first", lambda: _agreements(home, now)),
         *_guarded("peers", "mend what is named above first", lambda: _peers(home, now)),
+        *_guarded("alerts", "mend that file; see: apostille alerts --help", lambda: _alerts(home)),
         _disk(home),
         _installation(),
     )
@@ -85,12 +84,13 @@ def _guarded(check: str, advice: str, look: Callable[[], Iterator[Finding]]) -> 
 
 
 def _modes(home: Path) -> Iterator[Finding]:
-    private = [home, home / "keys", home / "roots", home / main.PASSPHRASE_FILE, home / main.DATABASE_FILE]
+    names = ("keys", "roots", main.PASSPHRASE_FILE, main.DATABASE_FILE, courier.FILE_NAME)
+    private = [home, *(home / name for name in names)]
     private += [*home.glob("keys/*.pem"), *home.glob("roots/*.pem")]
     open_to_others = [path for path in private if path.exists() and path.stat().st_mode & 0o077]
     if open_to_others:
-        names = ", ".join(str(path) for path in open_to_others)
-        yield Finding("file modes", Verdict.FAIL, f"others can read {names}", f"chmod go-rwx {names}")
+        told = ", ".join(str(path) for path in open_to_others)
+        yield Finding("file modes", Verdict.FAIL, f"others can read {told}", f"chmod go-rwx {told}")
     else:
         yield Finding("file modes", Verdict.OK, "only the owner can read keys, passphrase and database")
 
@@ -190,7 +190,7 @@ def _database(home: Path, chosen: Settings, now: datetime) -> Iterator[Finding]:
 
 
 def _clock(check: str, before: datetime, event: str, now: datetime) -> Finding:
-    if now + _CLOCK_TOLERANCE < before.astimezone(UTC):
+    if now + CLOCK_TOLERANCE < before.astimezone(UTC):
         found = f"it shows {now:%Y-%m-%d %H:%M}Z, but {event} at {before:%Y-%m-%d %H:%M}Z"
         return Finding(
             check, Verdict.FAIL, found, "set the clock, and keep it set by NTP: validity and embargoes depend on it"
@@ -201,13 +201,13 @@ def _clock(check: str, before: datetime, event: str, now: datetime) -> Finding:
 def _disk(home: Path) -> Finding:
     free = shutil.disk_usage(home).free
     found = f"{free >> 20} MiB free at {home}"
-    if free < _DISK_WARN:
+    if free < DISK_WARN:
         return Finding("disk", Verdict.FAIL if free < _DISK_FAIL else Verdict.WARN, found, "free some space")
     return Finding("disk", Verdict.OK, found)
 
 
-def _rules(chosen: Settings) -> Iterator[Finding]:
-    main.book_of(chosen)
+def _rules(chosen: Settings, now: datetime) -> Iterator[Finding]:
+    reviews = main.book_of(chosen).reviews
     load_labels(data.labels_text(), "labels/csaf-2.0.yaml")
     if chosen.law_packs:
         yield Finding("law packs", Verdict.OK, f"{', '.join(chosen.law_packs)}, and the labels of CSAF 2.0")
@@ -215,13 +215,17 @@ def _rules(chosen: Settings) -> Iterator[Finding]:
         yield Finding(
             "law packs", Verdict.WARN, "none", "only agreements limit what leaves: name packs under law_packs"
         )
+    due = sorted(f"{pack} by {day}" for pack, day in reviews.items() if day - now.date() < NEAR_END)
+    if due:
+        advice = "have their rules compared with the law, and a newer version installed"
+        yield Finding("reviews of law packs", Verdict.WARN, f"to be reviewed: {', '.join(due)}", advice)
 
 
 def _agreements(home: Path, now: datetime) -> Iterator[Finding]:
     node = main.open_node(home)
     with database.read(node.engine) as tx:
         held = agreements.in_force(tx, now).values()
-    ending = sorted(f"{a.id} ends on {a.valid_until:%Y-%m-%d}" for a in held if a.valid_until - now < _NEAR_END)
+    ending = sorted(f"{a.id} ends on {a.valid_until:%Y-%m-%d}" for a in held if a.valid_until - now < NEAR_END)
     due = sorted(f"{a.id} was due on {a.sunset_review:%Y-%m-%d}" for a in held if a.sunset_review <= now)
     if ending:
         yield Finding(
@@ -243,6 +247,15 @@ def _peers(home: Path, now: datetime) -> Iterator[Finding]:
         yield Finding("peers", Verdict.WARN, found, "give them the file of: apostille card export")
     else:
         yield Finding("peers", Verdict.OK, "none has been without this node's card for long")
+
+
+def _alerts(home: Path) -> Iterator[Finding]:
+    """Whether alarms reach anybody; nothing is sent: `apostille alerts test` does that."""
+    found = courier.addresses(home)
+    if found:
+        yield Finding("alerts", Verdict.OK, f"{len(found)} addresses are told of alarms")
+    else:
+        yield Finding("alerts", Verdict.OK, "nobody is told of alarms but who looks: see apostille alerts --help")
 
 
 def _installation() -> Finding:

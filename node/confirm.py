@@ -52,9 +52,19 @@ class Known:
     head: bytes
 
     @property
+    def epoch(self) -> int:
+        """The epoch of that feed."""
+        return parse_origin_line(self.origin)[2]
+
+    @property
+    def size(self) -> int:
+        """How many entries it had."""
+        return Checkpoint.of(self.head).size if self.head else 0
+
+    @property
     def place(self) -> tuple[int, int]:
-        """Epoch and size, by which heads of all epochs are in one order."""
-        return parse_origin_line(self.origin)[2], Checkpoint.of(self.head).size if self.head else 0
+        """By which heads of all epochs are in one order."""
+        return self.epoch, self.size if self.head else -1
 
 
 def confirm(node: Node, peer: Card, ask: Ask) -> None:
@@ -155,7 +165,7 @@ def newest_known(tx: Connection, peer: NodeId) -> Known:
         .order_by(out_feeds.c.epoch)
     ).all()
     found = [Known(rows[0].origin, b"")]
-    found += [Known(Checkpoint.of(note).origin, note) for row in rows for note in (row.receipt, row.shown) if note]
+    found += [_known(note) for row in rows for note in (row.receipt, row.shown) if note]
     return max(found, key=lambda known: known.place)
 
 
@@ -230,14 +240,17 @@ def _fell_back(tx: Connection, feed: OutFeed, epoch: int, cursor: int) -> bool:
 
 def _refuse(node: Node, feed: OutFeed, shown: bytes, at: int, why: str) -> None:
     """Keeps what was shown and from where the receiver asked, for a new epoch, and raises an alarm; once."""
-    held, found = Known(feed.origin, feed.shown), Known(feed.origin, shown)
-    newest = shown if shown and (not feed.shown or found.place >= held.place) else feed.shown
+    newest = max((note for note in (shown, feed.shown) if note), key=lambda note: _known(note).place, default=b"")
     if (feed.shown_to, feed.shown, feed.refused_at) == (b"", newest, at):
         return
     with write(node.engine) as tx:
         values = {"shown_to": None, "shown": newest or None, "refused_at": at}
         tx.execute(update(out_feeds).where(out_feeds.c.id == feed.id).values(**values))
         raise_alarm(tx, Alarm.RESTORED, feed.peer, f"{why}; see: apostille peer epoch list", node.clock())
+
+
+def _known(note: bytes) -> Known:
+    return Known(Checkpoint.of(note).origin, note)
 
 
 def _raise_once(node: Node, peer: NodeId, detail: str) -> None:

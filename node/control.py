@@ -15,7 +15,7 @@ from federation.keyring import Card
 from federation.policy.decide import may_notify
 from federation.policy.schema import Control
 from node import feeds
-from node.alarms import Alarm, raise_alarm
+from node.alarms import Alarm, raise_alarm, raise_faults
 from node.context import Node
 from node.feeds import Place
 from node.store.database import record
@@ -38,4 +38,5 @@ def offer(node: Node, tx: Connection, card: Card, body: Body) -> Place | None:
         now, kind = node.clock(), kind_of(body)
         record(tx, at=now, by=feeds.POLICY, act=f"{kind}.held", subject=card.node, detail=str(e))
         raise_alarm(tx, Alarm.HELD, f"{card.node} {kind}", "a control message may not go to this peer", now)
+        raise_faults(tx, e.faults, now)
         return None

@@ -104,7 +104,9 @@ def message(node: Node, alarm: Raised) -> Message:
 def test_message(node: Node) -> Message:
     """What `apostille alerts test` sends."""
     now = instant_text(node.clock())
-    return Message(f"apostille {node.id}: test", f"{node.id}: a test of alerts by {node.actor}, {now}; nothing is wrong")
+    return Message(
+        f"apostille {node.id}: test", f"{node.id}: a test of alerts by {node.actor}, {now}; nothing is wrong"
+    )
 
 
 def send(address: Address, message: Message, limit_s: float = SEND_LIMIT_S) -> bool:

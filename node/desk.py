@@ -1,8 +1,8 @@
 """What people here do with what came in: read, assign, act on, annotate, compare.
 
 Marks and annotations are this node's own. They stand apart from what a peer said, never leave, and stay when the item
-itself is withdrawn, recalled or expired: of that, nothing is shown but that it is gone. Whoever wrote into an annotation
-what must not stay has to see to it: no order of a peer reaches there.
+itself is withdrawn, recalled or expired: of that, nothing is shown but that it is gone. Whoever copied into an
+annotation what must not stay has to see to it: no order of a peer reaches there.
 """
 
 import json
@@ -223,9 +223,7 @@ def _spelt(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _work_on(
-    node: Node, reference: str, change: Callable[[Connection, Item], None], *, gone_too: bool = False
-) -> Item:
+def _work_on(node: Node, reference: str, change: Callable[[Connection, Item], None], *, gone_too: bool = False) -> Item:
     """Raises NotFoundError, UsageError, HeldError for one that is gone."""
     node.allow(Post.ANALYST)
     number = inbox.find(node, reference).id

@@ -87,7 +87,7 @@ def opening(node: Node, peer: NodeId, cause: Cause, reason: str) -> NoReturn:
             "epoch": _next(old, known),
             "cause": cause.value,
             "ends": known.origin,
-            "final_size": known.place[1],
+            "final_size": known.size,
             "lost_here": _lost(tx, old, known) or "nothing that is known of",
         }
         number = approvals.ask(node, tx, Act.OPEN_EPOCH, peer, arguments, _open_binding(old, known, cause), reason)
@@ -256,15 +256,14 @@ def _held_up(tx: Connection, peer: NodeId) -> OutFeed:
 
 
 def _next(old: OutFeed, known: Known) -> int:
-    return max(old.epoch, known.place[0]) + 1
+    return max(old.epoch, known.epoch) + 1
 
 
 def _lost(tx: Connection, old: OutFeed, known: Known) -> str:
     """The entries that were signed and are not here, in words; empty where none is known."""
-    epoch, size = known.place
-    if epoch > old.epoch:
-        return f"entries of {old.origin} from {old.receipt_size} on, and all {size} of {known.origin}"
-    return f"entries {old.receipt_size} to {size - 1} of {known.origin}" if confirm.is_lost(tx, old) else ""
+    if known.epoch > old.epoch:
+        return f"entries of {old.origin} from {old.receipt_size} on, and all {known.size} of {known.origin}"
+    return f"entries {old.receipt_size} to {known.size - 1} of {known.origin}" if confirm.is_lost(tx, old) else ""
 
 
 def _cover(tx: Connection, old: OutFeed) -> dict[int, int]:

@@ -134,11 +134,7 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, feed: int, seq: int, 
     elif others - settled.rejected or (others and settled.kept != advisory.core_digest):
         state = InboxState.EQUIVOCATION
         tx.execute(update(inbox).where(same_name, same_revision, held).values(state=state))
-    elif any(row.revision > advisory.revision and row.state not in _OUT for row in seen):
-        state = InboxState.SUPERSEDED
-    elif peer != advisory.origin and any(
-        row.peer == advisory.origin and row.revision == advisory.revision and row.state == state for row in seen
-    ):
+    elif any(_comes_first(row, advisory, peer) for row in seen):
         state = InboxState.SUPERSEDED
     else:
         older = inbox.c.state == InboxState.CURRENT
@@ -207,6 +203,14 @@ def settle(tx: Connection, origin: NodeId, about: str, cores: Collection[bytes],
     state = InboxState.CURRENT if later is None else InboxState.SUPERSEDED
     tx.execute(update(inbox).where(inbox.c.id == newest).values(state=state))
     tx.execute(update(inbox).where(inbox.c.id.in_(earlier)).values(state=InboxState.SUPERSEDED))
+
+
+def _comes_first(row: Row[Any], advisory: Advisory, peer: NodeId) -> bool:
+    """Whether what is held is a later revision, or the same one from its origin where a relay brings it now."""
+    if row.revision > advisory.revision:
+        return row.state not in _OUT
+    from_origin: bool = row.peer == advisory.origin != peer
+    return from_origin and bool(row.revision == advisory.revision and row.state == InboxState.CURRENT)
 
 
 def _settled(tx: Connection, advisory: Advisory) -> incidents.Settled:

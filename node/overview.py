@@ -13,7 +13,7 @@ from node.context import Node
 from node.inbox import InboxState
 from node.ledger import Act
 from node.store.database import read
-from node.store.tables import advisories, in_feeds, inbox, ledger, out_entries, out_feeds, peers
+from node.store.tables import advisories, in_feeds, inbox, incidents, ledger, out_entries, out_feeds, peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,13 @@ class Overview:
 
     exchanges: tuple[Exchange, ...]
     inbox: int
+    unread: int  # of these
     set_aside: int
     drafts: int
     issued: int
     agreements_in_force: int
     alarms: int  # open ones
+    incidents: int  # open ones
     unsettled: int  # peers left with an earlier revision, for whom nobody has decided
     withdrawn: tuple[tuple[str, NodeId], ...]  # taken back before or after delivery, and not released again
 
@@ -75,6 +77,7 @@ def overview(node: Node) -> Overview:
     live = or_(inbox.c.retain_until.is_(None), inbox.c.retain_until > now)
     usable = select(func.count()).select_from(inbox).where(inbox.c.state == InboxState.CURRENT, live)
     count = select(func.count()).select_from(advisories)
+    unresolved = select(func.count()).select_from(incidents).where(incidents.c.resolved_at.is_(None))
     with read(node.engine) as tx:
         return Overview(
             exchanges=tuple(
@@ -92,11 +95,13 @@ def overview(node: Node) -> Overview:
                 for row in tx.execute(feeds)
             ),
             inbox=tx.execute(usable).scalar_one(),
+            unread=tx.execute(usable.where(inbox.c.read_at.is_(None))).scalar_one(),
             set_aside=quarantine.count(tx),
             drafts=tx.execute(count.where(advisories.c.core.is_(None))).scalar_one(),
             issued=tx.execute(count.where(advisories.c.core.is_not(None))).scalar_one(),
             agreements_in_force=len(in_force(tx, now)),
             alarms=open_count(tx),
+            incidents=tx.execute(unresolved).scalar_one(),
             unsettled=revisions.unsettled(tx),
             withdrawn=_withdrawn(tx),
         )

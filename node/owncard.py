@@ -28,15 +28,14 @@ class OwnCard:
             documents = tx.execute(select(own_cards.c.document)).scalars().all()
         return tuple(key for document in documents for key in keyring.unverified(document).keys)
 
-    def oldest_of_use(self, now: datetime) -> int:
+    def oldest_of_use(self, tx: Connection, now: datetime) -> int:
         """The oldest version with a TLS key that is still on the current card and valid.
 
         Of a node that has just enrolled this one it is not known which card it was given; the keys of this one serve
         for all from there on.
         """
         current = {key.kid for key in self.card.keys if key.role is Role.TLS and key.valid_at(now)}
-        with read(self._engine) as tx:
-            cards = [keyring.unverified(document) for document in history(tx)]
+        cards = [keyring.unverified(document) for document in history(tx)]
         shared = (card.version for card in cards if current & {key.kid for key in card.keys})
         return min((*shared, self.card.version))
 

@@ -20,7 +20,7 @@ from federation.model import Category, Element, NodeId
 from federation.outbound import present
 from node import feeds, ledger, relays, releases, statements
 from node.agreements import in_force
-from node.alarms import Alarm, raise_alarm
+from node.alarms import Alarm, raise_alarm, raise_faults
 from node.cards import introduce
 from node.context import Node
 from node.inbox import InboxState, Item, content
@@ -64,6 +64,7 @@ def pass_on(
         held = _held(node, tx, item)
         leaves, outcomes = _judge_each(node, tx, held, cards, _keep_back(held, withhold))
         agreements = in_force(tx, node.clock())
+        raise_faults(tx, (fault for outcome in outcomes for fault in outcome.decision.alarms), node.clock())
         outcomes = tuple(
             _append(node, tx, held, outcome, leave, agreements) for outcome, leave in zip(outcomes, leaves, strict=True)
         )

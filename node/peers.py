@@ -234,7 +234,7 @@ def _enrol(node: Node, tx: Connection, card: Card, data: bytes, *, direct: bool)
             card_version=card.version,
             trusted=1,
             direct=int(direct),
-            our_card=node.own.oldest_of_use(now),
+            our_card=node.own.oldest_of_use(tx, now),
             enrolled_at=now,
             enrolled_by=node.actor,
         )

@@ -13,14 +13,17 @@ from federation.limits import MAX_CARD_BYTES
 from node.keys import Signer
 
 
-def read(data: bytes) -> tuple[Card, int]:
-    """A card that may lack signatures, and how many of its own root keys have signed it. Raises a RemoteError."""
+def read(data: bytes) -> tuple[Card, int, int]:
+    """A card that may lack signatures, how many of its own root keys have signed it, and how many others.
+
+    Raises a RemoteError, also for a signature that does not hold; others are not verified.
+    """
     document, card = _parsed(data)
     own = {root_key_id(key): key for key in card.roots.keys}
-    for signature in document.signatures:
-        if signature.kid in own:
-            jws.verify(signature, document.payload, own[signature.kid])
-    return card, len({signature.kid for signature in document.signatures} & own.keys())
+    signed = [signature for signature in document.signatures if signature.kid in own]
+    for signature in signed:
+        jws.verify(signature, document.payload, own[signature.kid])
+    return card, len(signed), len(document.signatures) - len(signed)
 
 
 def sign(data: bytes, roots: Iterable[Signer], *, hand_over: bool = False) -> bytes:

@@ -24,6 +24,7 @@ from node import advisories, control, erasures, feeds, relays, statements
 from node import ledger as book
 from node.advisories import State, Summary
 from node.agreements import in_force
+from node.alarms import raise_faults, untold_faults
 from node.context import Node
 from node.feeds import Place
 from node.ledger import Act
@@ -83,11 +84,13 @@ def release(node: Node, name: str, to: Iterable[NodeId] = ()) -> tuple[Summary, 
         _refuse_recalled(summary)
         agreements = in_force(tx, node.clock())
         outcomes = [_judge(node, own, card, agreements) for card in targets]
+        faults = [fault for outcome in outcomes for fault in outcome.decision.alarms]
         if all(outcome.presented is None for outcome in outcomes):
             unsigned.rollback()  # nothing leaves, so a draft stays a draft and can still be mended
         else:
             unsigned.commit()
             outcomes = [_append(node, tx, summary, own, outcome, agreements) for outcome in outcomes]
+        raise_faults(tx, faults, node.clock())
     return summary, tuple(outcomes)
 
 
@@ -124,11 +127,13 @@ def withdraw_what_may_not_go(node: Node, card: Card, seqs: range) -> tuple[int, 
     transaction.
     """
     with read(node.engine) as tx:
-        doubtful = _not_permitted(node, tx, card, seqs)
-    if not doubtful:
+        doubtful, faults = _not_permitted(node, tx, card, seqs)
+        faults = untold_faults(tx, faults, node.clock())
+    if not doubtful and not faults:
         return ()
     with write(node.engine) as tx:
-        doubtful = _not_permitted(node, tx, card, seqs)  # again, under the lock
+        doubtful, faults = _not_permitted(node, tx, card, seqs)  # again, under the lock
+        raise_faults(tx, faults, node.clock())
         if doubtful:
             take_back(node, tx, card, doubtful, _NO_LONGER_PERMITTED, by=feeds.POLICY)
     scrub(node.engine)
@@ -156,8 +161,12 @@ def deliver_again(node: Node, tx: Connection, card: Card, ended: int, seq: int) 
     `ended` is the row of the old feed. Returns whether it was appended, with its row of the ledger.
     """
     row = tx.execute(_DELIVERED.where(out_entries.c.feed == ended, out_entries.c.seq == seq)).one()
-    body = read_entry(row.data).body
-    if not isinstance(body, Delivery) or not _still_permitted(node, tx, row, card, in_force(tx, node.clock())):
+    body, faults = read_entry(row.data).body, list[str]()
+    if not isinstance(body, Delivery):
+        return False
+    permitted = _still_permitted(node, tx, row, card, in_force(tx, node.clock()), faults)
+    raise_faults(tx, faults, node.clock())
+    if not permitted:
         return False
     facts = book.facts_of(row.record)
     place = feeds.append(node, tx, card.node, body, advisory=row.advisory, inbox=row.inbox)
@@ -281,8 +290,8 @@ def enter(
     record(tx, at=now, by=node.actor, act=act, subject=name, detail=f"{peer} {place.seq}")
 
 
-def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple[int, ...]:
-    """Those of `seqs` whose disclosure policy would not allow now."""
+def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Those of `seqs` whose disclosure policy would not allow now, and what it could not evaluate."""
     agreements = in_force(tx, node.clock())
     rows = tx.execute(
         _DELIVERED.where(
@@ -291,11 +300,18 @@ def _not_permitted(node: Node, tx: Connection, card: Card, seqs: range) -> tuple
             out_entries.c.seq < seqs.stop,
         ).order_by(out_entries.c.seq)
     ).all()
-    return tuple(row.seq for row in rows if not _still_permitted(node, tx, row, card, agreements))
+    faults: list[str] = []
+    doubtful = tuple(row.seq for row in rows if not _still_permitted(node, tx, row, card, agreements, faults))
+    return doubtful, tuple(faults)
 
 
-def _still_permitted(node: Node, tx: Connection, row: Any, card: Card, agreements: dict[bytes, Agreement]) -> bool:
-    """Whether policy, asked now, allows every element at least in the form in which it stands in the entry."""
+def _still_permitted(
+    node: Node, tx: Connection, row: Any, card: Card, agreements: dict[bytes, Agreement], faults: list[str]
+) -> bool:
+    """Whether policy, asked now, allows every element at least in the form in which it stands in the entry.
+
+    What it could not evaluate is added to `faults`.
+    """
     facts = book.facts_of(row.record)
     agreement = agreements.get(bytes.fromhex(facts["agreement"]))
     if agreement is None or (facts["retain_until"] is not None and instant(facts["retain_until"]) <= node.clock()):
@@ -320,5 +336,6 @@ def _still_permitted(node: Node, tx: Connection, row: Any, card: Card, agreement
             node.book,
             node.clock(),
         )
+    faults += decision.alarms
     allowed = {e.element.path: _GAIN[e.form] for e in decision.elements}
     return all(_GAIN[Form(form)] <= allowed.get(path, 0) for path, form, _ in facts["elements"])

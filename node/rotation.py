@@ -208,14 +208,15 @@ def key_states(node: Node) -> tuple[KeyState, ...]:
 
 
 def endings(node: Node) -> list[tuple[str, datetime]]:
-    """What ends within NEAR_END: the last key of a role on the own card, the last TLS key of a peer. Soonest first."""
+    """What ends within NEAR_END: the last key of a role on the own card, or on that of a peer. Soonest first."""
     now = node.clock()
     last = {role: max(key.valid_until for key in node.card.keys if key.role is role) for role in Role}
     found = [(f"own {role} key", until) for role, until in last.items()]
     for peer in peers.all_peers(node):
         if peer.trusted and peer.direct:
-            until = max((key.valid_until for key in peer.card.keys if key.role is Role.TLS), default=now)
-            found.append((f"tls key of {peer.card.node}", until))
+            for role in Role:
+                until = max((key.valid_until for key in peer.card.keys if key.role is role), default=now)
+                found.append((f"{role} key of {peer.card.node}", until))
     return sorted((item for item in found if item[1] - now < NEAR_END), key=lambda item: item[1])
 
 

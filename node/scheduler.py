@@ -19,7 +19,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from federation.errors import ConflictError, LocalError, NotFoundError, RemoteError
 from federation.keyring import Card
 from federation.model import NodeId
-from node import answers, feeds, logs, recalls, retention
+from node import answers, feeds, logs, recalls, retention, watch
 from node.context import Node
 from node.peers import all_peers, trusted_card
 from node.sync import Link, Report, sync
@@ -190,8 +190,8 @@ class Polls:
         return failed
 
     def _keep_up(self) -> None:
-        """What has ended is erased, recalls that could not be told are sent if they can be now, answers are missed; what
-        people have to know is looked for."""
+        """What has ended is erased, recalls that could not be told are sent if they can be now, answers are missed, and
+        what people have to know is looked for."""
         for what in (retention.expire, recalls.send_again, answers.check, watch.check):
             try:
                 what(self._node)

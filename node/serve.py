@@ -20,8 +20,9 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from federation.errors import LocalError
-from node import lock, logs, retention
+from node import cards, inbox, lock, logs, retention, watch
 from node.context import Node
+from node.courier import Courier
 from node.main import notify_socket, open_node, read_settings
 from node.rpc import server
 from node.rpc.client import PeerLink
@@ -78,6 +79,7 @@ async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str]
             await asyncio.to_thread(polls.start)
             carrying.start()
             told.serving.set()
+            told.wake.set()  # for what was changed while nobody served
             lock.ready(held, node.home, running.address)
             _log.info("start", node=node.id, address=running.address)
             ready(running.address)
@@ -139,7 +141,8 @@ async def _look_again(node: Node, polls: Polls, carrying: Courier, wake: asyncio
     """Takes up what other commands have changed: once for all that woke it meanwhile."""
 
     def look() -> None:
-        for take_up in (node.own.reload, polls.refresh, polls.announce, carrying.wake):
+        bring_cards = partial(cards.catch_up, node)
+        for take_up in (node.own.reload, bring_cards, polls.refresh, polls.announce, carrying.wake):
             try:
                 take_up()
             except (SQLAlchemyError, LocalError) as e:  # the next poll or wake makes up for it

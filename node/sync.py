@@ -61,7 +61,7 @@ from node import (
     signing,
     statements,
 )
-from node.alarms import Alarm, raise_alarm
+from node.alarms import Alarm, raise_alarm, raise_faults
 from node.context import Node
 from node.epochs import Standing
 from node.inbox import Disposition
@@ -121,6 +121,7 @@ class _Judged:
     detail: str | None = None
     rules: tuple[str, ...] = ()
     keep: bool = True
+    faults: tuple[str, ...] = ()  # what the policy engine could not evaluate
 
 
 def sync(node: Node, peer: NodeId, link: Link, progress: Callable[[Report], None] = lambda _: None) -> Report:
@@ -304,12 +305,15 @@ def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, hel
         if isinstance(body, Delivery):
             advisory = read_advisory(open_delivery(body, receiver, now), receiver.labels, now)
             recalls.check_not_barred(tx, advisory)
-            return _Judged(entry, Disposition.ADMITTED, admit(advisory, receiver, peer, now))
+            admitted = admit(advisory, receiver, peer, now)
+            return _Judged(entry, Disposition.ADMITTED, admitted, faults=admitted.alarms)
         with tx.begin_nested():
             _apply(node, tx, peer, held, body, receiver)
         return _Judged(entry, Disposition.CONTROL)
     except NotAdmittedError as e:
-        return _Judged(entry, Disposition.REFUSED, code=e.code, detail=str(e), rules=e.rules, keep=False)
+        return _Judged(
+            entry, Disposition.REFUSED, code=e.code, detail=str(e), rules=e.rules, keep=False, faults=e.faults
+        )
     except RecalledError as e:
         return _Judged(entry, Disposition.REFUSED, code=e.code, detail=str(e), keep=False)
     except RemoteError as e:
@@ -333,6 +337,7 @@ def _store(node: Node, tx: Connection, peer: NodeId, held: Held, judged: _Judged
             received_at=now,
         )
     )
+    raise_faults(tx, judged.faults, now)
     if judged.admitted is not None:
         advisory = judged.admitted.advisory
         if inbox.file(tx, advisory, peer, held.id, entry.seq, now) is inbox.InboxState.EQUIVOCATION:
@@ -398,7 +403,6 @@ def _freeze(node: Node, card: Card, held: Held, error: FeedFrozenError, notes: t
     evidence = {
         "feed": held.state.origin,
         "heads": [b64url(note) for note in dict.fromkeys(notes) if note],
-        "card": b64url(card.payload()),
     }
     with write(node.engine) as tx:
         frozen = tx.execute(

@@ -19,17 +19,15 @@ that was exported (`node.proofs`) pins those: it carries the digest of its row.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, func, select
 
 from federation import account as accounts
-from federation import entries, jws, merkle, proof, recall
+from federation import assertion, entries, merkle, proof, recall
 from federation.base64url import from_b64url
 from federation.checkpoint import Checkpoint
 from federation.entries import Erasing, Kind, Purge, RecallOrder, Withdrawal
-from federation.limits import MAX_CONTROL_BYTES
 from federation.merkle import EMPTY, RightEdge
 from federation.model import JsonObject, NodeId, Role, instant_text
 from federation.vouching import Cards
@@ -267,8 +265,7 @@ def _eraser(tx: Connection, entry: Any, body: Erasing, mine: Sequence[Any], walk
 def _reasons(body: Erasing) -> JsonObject:
     if not isinstance(body, RecallOrder):
         return {"reason": body.reason}
-    payload = jws.parse(body.document, typ=recall.JWS_TYPE, max_bytes=MAX_CONTROL_BYTES).payload
-    return {"recall": sha256(payload).hexdigest()}
+    return {"recall": assertion.reread(body.document, recall.JWS_TYPE).digest.hex()}
 
 
 def _receipt(record: bytes, walk: _Walk, cards: Cards) -> Iterator[str]:

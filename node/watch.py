@@ -1,7 +1,7 @@
 """What a node looks at from time to time, because nothing else would tell: ends that come near, disk, clock, silence.
 
-A finding is an alarm, raised once. What a person has acknowledged and is still so is raised again after a while; what is
-so no more is acknowledged by the check itself (`node.alarms.OVER`). Nothing is decided here: keys, agreements and
+A finding is an alarm, raised once. What a person has acknowledged and is still so is raised again after a while; what
+is so no more is acknowledged by the check itself (`node.alarms.OVER`). Nothing is decided here: keys, agreements and
 embargoes are checked where they are used (I11).
 """
 
@@ -14,18 +14,16 @@ from typing import Final
 
 from sqlalchemy import Connection, func, select
 
-from federation.keyring import Card
-from federation.model import NodeId, Role
-from node import agreements, alarms
+from federation.model import NodeId
+from node import agreements, alarms, rotation
 from node.agreements import Held
 from node.alarms import OVER, Alarm
 from node.context import Node
-from node.peers import trusted_cards
 from node.store.database import read, write
 from node.store.tables import alarms as alarms_table
 from node.store.tables import audit, in_feeds, peers
 
-NEAR_END: Final = timedelta(days=30)  # time enough to make, sign and compare new keys or terms
+NEAR_END: Final = timedelta(days=30)  # time enough to agree on new terms, or to have rules reviewed
 SILENT: Final = timedelta(days=1)  # a peer may be off over night
 DISK_WARN: Final = 1 << 30  # bytes
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
@@ -57,14 +55,12 @@ def check(
     """
     now, held = node.clock(), agreements.all_held(node)
     found = [
-        *_of_keys(node.card, node.id, now),
+        *(Finding(Alarm.KEY_ENDING, key, f"it ends on {end:%Y-%m-%d}") for key, end in rotation.endings(node)),
         *_of_agreements(held, node.id, now),
         *_of_packs(node, now),
         *_of_disk(node.home, free_bytes),
     ]
     with read(node.engine) as tx:
-        for card in trusted_cards(tx).values():
-            found += _of_keys(card, card.node, now)
         found += _of_clock(tx, now)
         found += () if starting else _of_silence(tx, now)
         new = [finding for finding in found if not _is_known(tx, finding, now)]
@@ -80,14 +76,6 @@ def check(
 def silence(peer: NodeId) -> str:
     """What the alarm about a peer that is not heard of is about; a peer's old head is another one."""
     return f"{peer} sync"
-
-
-def _of_keys(card: Card, name: NodeId, now: datetime) -> Iterator[Finding]:
-    """Roles whose last key ends soon, or has ended."""
-    for role in Role:
-        end = max((key.valid_until for key in card.keys if key.role is role), default=None)
-        if end is not None and end - now < NEAR_END:
-            yield Finding(Alarm.KEY_ENDING, f"{name} {role}", f"its last {role} key ends on {end:%Y-%m-%d}")
 
 
 def _of_agreements(held: tuple[Held, ...], me: NodeId, now: datetime) -> Iterator[Finding]:

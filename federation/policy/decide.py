@@ -6,7 +6,7 @@ agreement in force.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from federation.agreement import Agreement
@@ -38,6 +38,14 @@ NO_FORM = Rule("no-form", "deny by default", "This part has no form that could l
 NEEDS_PRODUCTS = Rule(
     "needs-products", "CSAF 2.0, test 6.1.1", "It refers to products, and no definition of a product leaves."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The permits under which an entry may be kept, and what the policy engine could not evaluate on the way."""
+
+    rules: tuple[Rule, ...]
+    alarms: tuple[str, ...]
 
 
 def decide(
@@ -112,7 +120,7 @@ def may_store(
     now: datetime,
     *,
     sender_country: Country | None = None,
-) -> tuple[Rule, ...]:
+) -> Kept:
     """The permits under which an entry may be kept; `categories_by_form` are those of all its disclosures, by form.
 
     Forbids are asked of everything that came in one form together: any that matches refuses the entry. Permits are
@@ -125,21 +133,23 @@ def may_store(
         raise NotAdmittedError((NO_AGREEMENT if permits is None else NO_SENDER).says)
     facts = _situation(handling, origin, sender, exporter, me, my_country, agreement, book, now)
     kept: list[Rule] = []
+    alarms: tuple[str, ...] = ()
     for form, categories in sorted(categories_by_form.items()):
         answers = [
             book.ask(Question(Action.STORE, part, form, facts), permits)
             for part in (categories, *(frozenset((category,)) for category in sorted(categories)))
         ]
+        alarms += tuple(alarm for answer in answers for alarm in answer.alarms)
         objections = _distinct(rule for answer in answers if not answer.allowed for rule in answer.rules)
         if objections:
             ids = tuple(rule.id for rule in objections)
-            raise NotAdmittedError(f"may not be kept here: {', '.join(ids)}", ids)
+            raise NotAdmittedError(f"may not be kept here: {', '.join(ids)}", ids, alarms)
         if not categories or not all(answer.allowed for answer in answers[1:]):
-            raise NotAdmittedError(f"no clause of the agreement in force shares all of it ({form})")
+            raise NotAdmittedError(f"no clause of the agreement in force shares all of it ({form})", faults=alarms)
         kept.extend(rule for answer in answers[1:] for rule in answer.rules)
     if not kept:
         raise NotAdmittedError("nothing is disclosed in it")
-    return _distinct(kept)
+    return Kept(_distinct(kept), tuple(dict.fromkeys(alarms)))
 
 
 def forbidden_onward(
@@ -195,7 +205,7 @@ def may_notify(
     here, there = place(sender_country, book.groups, now), place(recipient_country, book.groups, now)
     answer = book.ask_control(ControlQuestion(control, recipient, there, here))
     if not answer.allowed:
-        raise HeldError(f"{control} for {recipient}: {', '.join(rule.id for rule in answer.rules)}")
+        raise HeldError(f"{control} for {recipient}: {', '.join(rule.id for rule in answer.rules)}", answer.alarms)
     return answer.rules
 
 

@@ -1,9 +1,9 @@
 """Law packs: one jurisdiction's rules and the dated lists they speak of, read strictly from YAML.
 
-A pack says whose law it is, where that was read and on which day, whether anybody checked it against the primary
-text (`status`), and by which day that has to be done again (`review_by`, if it says so). Its `rules` are forbids and its `duties` permits; `groups` are lists of countries with the first and
-last day of each membership, both inclusive, in UTC. Reading files, and knowing which countries exist, is for the
-caller.
+A pack says whose law it is, where that was read and on which day, whether anybody checked it against the primary text
+(`status`), and by which day that has to be done again (`review_by`, if it says so). Its `rules` are forbids and its
+`duties` permits; `groups` are lists of countries with the first and last day of each membership, both inclusive, in
+UTC. Reading files, and knowing which countries exist, is for the caller.
 """
 
 import re

@@ -20,6 +20,8 @@ _CATALOGUE = {
     "status": Entry(_SET_UP, "node.cli.status", "How the node and its feeds are doing."),
     "alerts": Entry(_SET_UP, "node.cli.alerts", "What a person has to look at, and who is told."),
     "doctor": Entry(_SET_UP, "node.cli.doctor", "Check the home, keys, database, clock and disk."),
+    "backup": Entry(_SET_UP, "node.cli.backup", "Copy the home into one file; check such a file."),
+    "restore": Entry(_SET_UP, "node.cli.restore", "Put a backup in the place of a home."),
     "upgrade": Entry(_SET_UP, "node.cli.upgrade", "Bring the database to the schema of this version."),
     "demo": Entry(_SET_UP, "node.cli.demo", "Three nodes on this machine share advisories: see it work."),
     "card": Entry(_AGREE, "node.cli.card", "The card by which peers know this node."),

@@ -34,14 +34,26 @@ def list_alarms(
     if not found:
         screen.note("There is no alarm." if every else "There is no open alarm.")
         return
-    columns = ("#No.", "Kind", "About", "What", "Since", "Last", "#Times", "What to do")
-    rows = [
-        (a.number, a.kind, a.subject, a.detail, a.first_at, a.last_at, a.count, alarms.ADVICE[a.kind]) for a in found
-    ]
-    if every:
-        columns = (*columns, "Acknowledged")
-        rows = [(*row, a.acked_by) for row, a in zip(rows, found, strict=True)]
-    screen.table(columns, rows)
+    screen.table(
+        (
+            "#No.",
+            "Kind",
+            "About",
+            "What",
+            "Since",
+            "Last",
+            "#Times",
+            "What to do",
+            *(("Acknowledged",) if every else ()),
+        ),
+        [
+            (
+                *(a.number, a.kind, a.subject, a.detail, a.first_at, a.last_at, a.count, alarms.ADVICE[a.kind]),
+                *((a.acked_by,) if every else ()),
+            )
+            for a in found
+        ],
+    )
 
 
 @make.command(app, "ack", "apostille alerts ack 3", "apostille alerts ack 3 4", "apostille alerts ack --all")
@@ -66,7 +78,7 @@ def ack(
 
 
 @make.command(app, "test", "apostille alerts test")
-def test(as_json: make.AsJson = False) -> None:
+def send_test(as_json: make.AsJson = False) -> None:
     """Sends a test message to every address in the file `alerts`, and tells which took it.
 
     Exit code 1 if one did not.

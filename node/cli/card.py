@@ -101,17 +101,18 @@ def sign(
 
     data = session.read_file(file, MAX_CARD_BYTES)
     with exits.reading(file):
-        card, _ = prepared.read(data)
+        card, *_ = prepared.read(data)
         _look_at(card, yes)
         done = prepared.sign(data, offline_roots(roots, salt, _passphrase(passphrase)), hand_over=hand_over)
     session.write_file(out or file, done)
-    count = prepared.read(done)[1]
+    _, count, others = prepared.read(done)
     if as_json:
-        screen.emit({**card_data(card), "signatures": count, "file": str(out or file)})
+        screen.emit({**card_data(card), "signatures": count, "by_others": others, "file": str(out or file)})
         return
-    missing = card.roots.threshold - count
     screen.note(f"Wrote {out or file}: {count} of its own root keys have signed, {card.roots.threshold} must.")
-    if missing <= 0:
+    if others:
+        screen.note(f"{others} other root keys have signed as well: as many must as the card before demands.")
+    if count >= card.roots.threshold:
         screen.note(f"Where the node runs: apostille card install {(out or file).name}")
 
 
@@ -248,7 +249,7 @@ def _read_any(path: Path) -> "tuple[Card, int]":
     from node import prepared
 
     with exits.reading(path):
-        card, count = prepared.read(session.read_file(path, MAX_CARD_BYTES))
+        card, count, _ = prepared.read(session.read_file(path, MAX_CARD_BYTES))
     return card, max(0, card.roots.threshold - count)
 
 

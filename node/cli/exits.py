@@ -148,9 +148,13 @@ def _system(error: OSError) -> int:
 def _database(error: Exception) -> int | None:
     from sqlalchemy.exc import DatabaseError, OperationalError
 
+    from node.store.database import is_busy
+
     text = str(getattr(error, "orig", ""))  # the driver's own words: they name no values
-    if isinstance(error, OperationalError) and "locked" in text:
+    if isinstance(error, OperationalError) and is_busy(error):
         return _fail("another process is writing to the database; nothing was changed, try again", Code.CONFLICT)
+    if isinstance(error, OperationalError) and hasattr(error.orig, "sqlstate"):
+        return _fail("the database server failed, or ended the connection: see to it, and try again", Code.REFUSED)
     if isinstance(error, OperationalError) and "full" in text:
         return _fail("the disk is full; nothing was changed: free some space and try again", Code.REFUSED)
     if isinstance(error, OperationalError) and ("readonly" in text or "unable to open" in text):

@@ -80,7 +80,7 @@ def list_keys(as_json: make.AsJson = False) -> None:
 )
 def rotate(
     roles: Annotated[
-        list[str] | None, typer.Argument(metavar="[ROLE]...", help="Which keys: issue, feed, receipt, tls.")
+        list[str] | None, typer.Argument(metavar="ROLE", help="Which keys: issue, feed, receipt, tls.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All four.")] = False,
     overlap: Annotated[

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.errors import UsageError
-from node.cli import exits, incident, make, screen, session
+from node.cli import epoch, exits, incident, make, screen, session
 from node.cli.card import card_data, read_card_file, show_card
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ app = make.group(
     "apostille peer list",
 )
 app.add_typer(incident.app, name="incident")
+app.add_typer(epoch.app, name="epoch")
 
 
 @make.command(

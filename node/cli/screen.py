@@ -46,6 +46,12 @@ _STYLES = {
 }
 
 
+class Alarming(str):
+    """A value that is drawn so that nobody overlooks it."""
+
+    __slots__ = ()
+
+
 def clean(text: object) -> str:
     """`text` without anything that could steer a terminal or reorder what is read; line breaks become spaces."""
     return "".join(map(_clean_character, str(text)))
@@ -92,7 +98,8 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     drawn = Table.grid(padding=(0, 2))
     for name, value in pairs:
         text = cell(value)
-        drawn.add_row(Text(clean(name), style="bold"), Text(text, style=_STYLES.get(text, "")))
+        style = "bold red" if isinstance(value, Alarming) else _STYLES.get(text, "")
+        drawn.add_row(Text(clean(name), style="bold"), Text(text, style=style))
     _print(drawn)
 
 

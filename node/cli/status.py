@@ -32,7 +32,10 @@ def status(as_json: make.AsJson = False) -> None:
                 "address": serving,
                 "peers": [_data(exchange) for exchange in found.exchanges],
                 "inbox": found.inbox,
+                "unread": found.unread,
                 "set_aside": found.set_aside,
+                "alarms": found.alarms,
+                "incidents": found.incidents,
                 "drafts": found.drafts,
                 "issued": found.issued,
                 "agreements_in_force": found.agreements_in_force,
@@ -48,8 +51,14 @@ def status(as_json: make.AsJson = False) -> None:
             ("Server", f"running on {serving}" if serving else "not running (apostille serve)"),
             ("Agreements in force", found.agreements_in_force),
             ("Own advisories", f"{found.issued} issued, {found.drafts} in draft"),
-            ("Inbox", f"{found.inbox} to work with"),
+            ("Inbox", f"{found.inbox} to work with, {found.unread} unread"),
             ("Set aside", f"{found.set_aside} (apostille quarantine list)" if found.set_aside else 0),
+            ("Alarms", screen.Alarming(f"{found.alarms} open (apostille alerts list)") if found.alarms else 0),
+            *(
+                [("Incidents", screen.Alarming(f"{found.incidents} open (apostille peer incident list)"))]
+                if found.incidents
+                else []
+            ),
         ]
     )
     if found.unsettled:

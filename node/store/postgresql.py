@@ -41,7 +41,8 @@ _REFUSALS: Final = (  # by what the server's own words hold, and what a person c
 def open_engine(url: str) -> Engine:
     """The engine of the database that a `postgresql://` URL names; nothing is connected yet."""
     target = make_url(url).set(drivername="postgresql+psycopg")
-    engine = create_engine(target, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_TIMEOUT_S})
+    arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "client_encoding": "utf8"}
+    engine = create_engine(target, pool_pre_ping=True, connect_args=arguments)
     storable_text = _storable_text()
 
     @event.listens_for(engine, "connect")

@@ -69,11 +69,11 @@ def new_store(kind: str, folder: Path) -> Iterator[Store]:
             engine.dispose()
 
 
-def new_database(options: str = "LOCALE 'C'") -> str:
+def new_database(options: str = "LOCALE 'C'", encoding: str = "UTF8") -> str:
     """The URL of a new, empty database on our server. Skips the test where there is none."""
     name = f"store_{next(_numbers)}"
     with administrator() as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' {options}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' {options}")
     return _url(name)
 
 

@@ -8,17 +8,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from federation import merkle
-from federation.entries import AgreementOffer, ErasedItem
+from federation.entries import AgreementOffer
 from federation.errors import ForkError, HeldError
-from federation.model import NodeId, instant_text
+from federation.model import instant_text
 from node import inbox, ledger, releases, sync
 from node.inbox import Disposition, InboxState
-from node.ledger import Act
 from node.store import database
 from node.store.database import read
-from node.store.tables import alarms, audit, in_entries, incidents, out_entries, out_feeds
-from node.store.tables import ledger as chained
+from node.store.tables import alarms, audit, in_entries, incidents, out_entries
+from tests.contract.outcomes import acts, assert_same_feeds
 from tests.contract.stores import FILE, MEMORY, POSTGRESQL, new_database
 from tests.nodes import (
     DE,
@@ -55,35 +53,6 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     agree(made)
     yield made
     made.close()
-
-
-def leaf(item: bytes | ErasedItem) -> bytes:
-    return item.leaf_hash if isinstance(item, ErasedItem) else merkle.leaf_hash(item)
-
-
-def assert_same_feeds(world: World) -> None:
-    """What each has sent is what the other holds, root for root, and the receipts cover it."""
-    for sender, receiver in ((FR, DE), (DE, FR)):
-        sent = history(world[sender], receiver)
-        assert sync.load_state(world[receiver], sender).state.edge.root() == merkle.root(map(leaf, sent))
-        with read(world[receiver].engine) as tx:
-            held = tx.execute(select(in_entries.c.seq, in_entries.c.leaf_hash).order_by(in_entries.c.seq)).all()
-        assert [tuple(row) for row in held] == [(seq, leaf(item)) for seq, item in enumerate(sent)]
-        with read(world[sender].engine) as tx:
-            feed = tx.execute(select(out_feeds.c.size, out_feeds.c.receipt_size)).one()
-        assert tuple(feed) == (len(sent), len(sent))
-
-
-def acts(world: World, name: NodeId) -> list[tuple[str, int]]:
-    """The ledger of a node: act and place in the feed, and that its chain holds."""
-    found = ledger.rows(world[name], acts=tuple(Act))
-    assert [row.number for row in found] == list(range(1, len(found) + 1))
-    with read(world[name].engine) as tx:
-        digest = ledger.GENESIS
-        for record, said in tx.execute(select(chained.c.record, chained.c.digest).order_by(chained.c.id)):
-            digest = ledger.chained(digest, record)
-            assert said == digest
-    return [(row.act.value, row.seq) for row in found]
 
 
 @pytest.mark.invariant("I9")

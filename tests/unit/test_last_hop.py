@@ -204,15 +204,15 @@ def test_an_origin_needs_no_grant_and_sends_none(hop: Hop) -> None:
 @pytest.mark.parametrize("part", ["purposes", "retention", "storage", "recipient", "core", "attribution"])
 def test_terms_of_the_last_hop_are_no_wider_than_handling_and_its_own_agreement(tmp_path: Path, part: str) -> None:
     hop = under(tmp_path, {"tlp": "GREEN", "storage": ["DE", "FR", "IN"]}, retention_days="10")
-    wider: dict[str, Any] = {
+    wider: dict[str, dict[str, Any]] = {
         "purposes": {"purposes": frozenset(Purpose)},
         "retention": {"retain_until": None},
         "storage": {"storage": None},
         "recipient": {"recipient": KE},
         "core": {"core_digest": b"c" * 32},
         "attribution": {"attribution": Attribution.MUST_NOT},
-    }[part]
-    assert hop.deliver(replace(hop.honest, terms=replace(hop.honest.terms, **wider))) == (
+    }
+    assert hop.deliver(replace(hop.honest, terms=replace(hop.honest.terms, **wider[part]))) == (
         QUARANTINED,
         "BAD_TERMS",
         None,

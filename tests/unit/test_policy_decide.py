@@ -357,7 +357,7 @@ def stored(kinds: dict[Form, frozenset[Category]], **changes: Any) -> list[str]:
         "book": book(),
         "now": NOW,
     }
-    return [rule.id for rule in may_store(**(given | changes))]
+    return [rule.id for rule in may_store(**(given | changes)).rules]
 
 
 def refused(attempt: Callable[[], object]) -> tuple[str, ...]:

@@ -390,11 +390,9 @@ def test_the_same_order_again_changes_nothing_and_is_not_answered(world: World) 
     world.sync_all()
     order = recalls.give(world[FR], "X", Reason.ERROR)
     world.sync(DE, FR)
-    with read(world[FR].engine) as tx:
-        bytes_ = tx.execute(select(tables.recalls.c.document)).scalar_one()
     before = (count(world, DE, tables.statements), count(world, DE, tables.recalls))
     for sender in (FR, IN):
-        append_by_hand(world[sender], DE, RecallOrder(bytes_, ()))
+        append_by_hand(world[sender], DE, RecallOrder(_document(world), ()))
         world.sync(DE, sender)
     assert (count(world, DE, tables.statements), count(world, DE, tables.recalls)) == before == (1, 1)
     assert [given.digest for given in answers.status(world[DE])] == [order.digest]
@@ -435,6 +433,42 @@ def test_an_order_whose_signature_does_not_hold_is_set_aside(world: World) -> No
     assert items(world) == [("X", 1, InboxState.CURRENT)]
 
 
+@pytest.mark.invariant("I15")
+def test_nobody_keeps_an_order_away_by_saying_the_same_in_its_own_name(world: World) -> None:
+    released(world)
+    world.sync(DE, FR)
+    order = recalls.give(world[FR], "X", Reason.CONSENT)
+    # attack: IN has the order, signs its very words, and is faster than the origin
+    signed = jws.parse(_document(world), max_bytes=1 << 18, typ=recall.JWS_TYPE)
+    signer = world[IN].keys.signer(Role.ISSUE, world[IN].card, world.clock())
+    same = jws.sign(signed.payload, recall.JWS_TYPE, f"{IN}/{signer.kid}", signer.sign)
+    copy = jws.serialise(jws.SignedDocument(signed.payload, (same,)))
+    append_by_hand(world[IN], DE, RecallOrder(copy, ()))
+    world.sync(DE, IN)
+    assert items(world) == [("X", 1, InboxState.CURRENT)]
+    world.sync(DE, FR)
+    assert items(world) == [("X", 1, InboxState.RECALLED)]
+    assert {given.digest for given in answers.status(world[DE])} > {order.digest}
+
+
+@pytest.mark.invariant("I15")
+def test_two_who_answer_in_the_same_words_are_both_heard(world: World) -> None:
+    released(world, "X", DE, IN)
+    world.sync_all()
+    recalls.give(world[FR], "X", Reason.CONSENT)
+    for receiver, sender in ((DE, FR), (IN, FR), (FR, DE), (FR, IN)):
+        world.sync(receiver, sender)
+    assert said(world, FR, DE) == said(world, FR, IN)
+    assert holders(world) == {DE: (DE, HolderState.PURGED), IN: (IN, HolderState.PURGED)}
+
+
+def _document(world: World, at: NodeId = FR) -> bytes:
+    """The order that a node keeps, as it was signed."""
+    with read(world[at].engine) as tx:
+        document_: bytes = tx.execute(select(tables.recalls.c.document)).scalar_one()
+    return document_
+
+
 # Relays
 
 
@@ -460,9 +494,7 @@ def test_a_recall_follows_what_was_passed_on_and_the_answer_comes_back(chain: Ch
         "passed_on": [],
         "unreachable": [],
     }
-    with read(chain[FR].engine) as own, read(chain[IN].engine) as theirs:
-        documents = [tx.execute(select(tables.recalls.c.document)).scalar_one() for tx in (own, theirs)]
-    assert documents[0] == documents[1]  # as it was signed
+    assert _document(chain) == _document(chain, IN)  # as it was signed
 
 
 @pytest.mark.invariant("I15")

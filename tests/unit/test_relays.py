@@ -380,11 +380,8 @@ def test_terms_are_no_wider_than_those_of_receipt(tmp_path: Path) -> None:
     assert pass_on(chain, item).seq is not None
     chain.sync(IN, DE)
     terms = arrived(chain).terms
-    assert (terms.purposes, terms.storage, terms.retain_until) == (
-        {Purpose.REMEDIATION},
-        {"DE", "FR", "IN"},
-        end,
-    )
+    assert (set(terms.purposes), set(terms.storage or ())) == ({Purpose.REMEDIATION}, {"DE", "FR", "IN"})
+    assert terms.retain_until == end
     chain.close()
 
 

@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from federation import statement
+from federation import assertion, statement
 from federation.entries import Said
 from federation.errors import HeldError, NotAllowedError, NotFoundError, UsageError
 from federation.model import Country, NodeId, Role
 from federation.policy.engine import rule_book
 from federation.policy.packs import load_pack
 from federation.statement import Kind, Statement, Subject
-from node import inbox, peers, statements
+from node import inbox, peers, releases, statements
 from node.inbox import Disposition, InboxState
 from node.people import Post
 from node.statements import Kept
 from node.store.database import read, write
-from node.store.tables import audit, in_entries
+from node.store.tables import agreements, audit, in_entries
 from tests.chains import KE, NAME, Chain, acts, arrived, give, join, last_entry, make_chain, pass_on, send
-from tests.nodes import DE, FR, IN, append_by_hand, history
+from tests.nodes import DE, FR, IN, append_by_hand, document, history, import_document
+from tests.unit.test_statement_format import envelope
 
 WORDS = "Is version 4 hit as well? Ask Maria Musterfrau."
 ABOUT = Subject(FR, NAME, 1)
@@ -279,6 +280,13 @@ def test_a_relay_passes_statements_on_between_those_for_whom_it_passed_advisorie
     chain.close()
 
 
+def test_nothing_goes_by_a_relay_to_a_node_that_it_does_not_trust_any_more(chain: Chain) -> None:
+    ask(chain)
+    peers.distrust(chain[DE], FR)
+    assert chain.sync(DE, IN).counts == {Disposition.REFUSED: 1}
+    assert last_entry(chain, DE, IN) == ("refused", "NOT_ADMITTED", None)
+
+
 def test_law_at_the_relay_holds_a_statement_back(chain: Chain) -> None:
     ask(chain)
     under_law(chain, DE)
@@ -303,12 +311,8 @@ def test_a_statement_by_somebody_whose_card_is_not_known_is_set_aside(chain: Cha
 
 
 def test_a_kind_that_this_version_does_not_know_is_kept_and_passed_on(chain: Chain) -> None:
-    from tests.unit.test_statement_format import envelope  # what a later version would sign
-
     node = chain[IN]
     signer = node.keys.signer(Role.ISSUE, node.card, chain.clock())
-    from federation import assertion
-
     members = envelope(statement="embargo-vote", to=FR, body={"until": 3})
     made = assertion.sign(members, statement.JWS_TYPE, IN, signer.kid, signer.sign)
     append_by_hand(node, DE, Said(made.document))
@@ -349,14 +353,7 @@ def test_a_refusal_of_an_own_release_is_found_by_its_name(tmp_path: Path) -> Non
     chain = make_chain(tmp_path)
     join(chain, FR, DE)
     with write(chain[DE].engine) as tx:
-        from sqlalchemy import update
-
-        from node.store.tables import agreements
-
         tx.execute(update(agreements).values(complete=0))
-    from node import releases
-    from tests.nodes import document, import_document
-
     import_document(chain[FR], document(NAME))
     releases.release(chain[FR], NAME, (DE,))
     chain.sync(DE, FR)
