@@ -7,7 +7,8 @@ open (`node.epochs`), makes an exception to these rules:
 1. A page is signed only for a receiver whose head is one of ours: our tree has its root at its size. Where it is not,
    something was signed that is not here any more. The head is kept; it is the final one of this epoch.
 2. A receiver that comes from a backup itself shows less than it was shown. That is enough for a process to which it
-   has shown its head before, and for no other: neither of the two could tell what was signed last.
+   has shown its head before, or for a feed in which nothing was signed yet, and for no other: neither of the two could
+   tell what was signed last.
 3. Outside of a page, nothing is signed above what the receiver has shown or acknowledged.
 4. A receiver that asks for an epoch that has ended is told the current one, which signs nothing there. If it holds
    more or less of the ended one than the current one was opened for, a further epoch has to follow.
@@ -36,6 +37,7 @@ from node import feeds
 from node.alarms import Alarm, raise_alarm
 from node.context import Node
 from node.feeds import OutFeed
+from node.peers import NOTHING_SIGNED
 from node.store.database import read, record, write
 from node.store.tables import alarms, in_feeds, meta, out_entries, out_feeds, peers
 
@@ -86,7 +88,7 @@ def confirm(node: Node, peer: Card, ask: Ask) -> None:
             f"{peer.node} holds entries of our feed to it that are not ours any more: this node comes from a backup"
             f" or is a copy. {_next_step(peer.node)}"
         )
-    if ask.restored and feed.shown_to != node.start:  # rule 2
+    if ask.restored and feed.shown_to not in (node.start, NOTHING_SIGNED):  # rule 2
         _refuse(node, feed, shown, ask.cursor, "it comes from a backup, and has shown nothing since this node started")
         raise UnconfirmedError(
             f"{peer.node} comes from a backup and this node has just started: neither can show what was signed last."
@@ -303,7 +305,7 @@ def _missing(tx: Connection) -> tuple[NodeId, ...]:
         .where(peers.c.trusted == 1, peers.c.direct == 1)
         .order_by(out_feeds.c.peer, out_feeds.c.epoch)
     ).all()
-    asked = {row.peer: row.shown_to is not None or row.refused_at is not None for row in going}
+    asked = {r.peer: r.shown_to not in (None, NOTHING_SIGNED) or r.refused_at is not None for r in going}
     frozen = set(tx.execute(select(in_feeds.c.peer).where(in_feeds.c.frozen.is_not(None))).scalars())
     silent = unheard(tx) - frozen
     return tuple(NodeId(peer) for peer, has_asked in asked.items() if not has_asked or peer in silent)

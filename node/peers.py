@@ -9,14 +9,14 @@ before. Distrust is one person's act and takes effect at the next call; trusting
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from mnemonic import Mnemonic
 from sqlalchemy import Connection, Row, insert, select, update
 
 from federation.checkpoint import Checkpoint, origin_line
 from federation.errors import ConflictError, KeyringError, NotFoundError, UsageError
-from federation.keyring import Card, Keyring, RootSet, open_card, unverified
+from federation.keyring import Card, Keyring, RootSet, for_newcomers, open_card, unverified
 from federation.merkle import EMPTY
 from federation.model import SPOKEN_VERSIONS, NodeId, Role
 from node import approvals, owncard
@@ -28,6 +28,7 @@ from node.store.database import read, record, write
 from node.store.tables import in_feeds, key_floors, out_feeds, peer_cards, peers
 
 FIRST_EPOCH = 1
+NOTHING_SIGNED: Final = bytes(16)  # in place of the start to which a receiver has shown its newest head
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def enrol(node: Node, data: bytes, *, direct: bool = True) -> Card:
         if row is not None and not row.trusted:
             raise UsageError(f"{row.node} is distrusted; trusting it again takes two people: apostille peer trust")
         if row is None:
+            data = for_newcomers(data)
             card = _checked(node, data, None)
             _enrol(node, tx, card, data, direct=direct)
         else:
@@ -250,7 +252,7 @@ def _make_feeds(node: Node, tx: Connection, peer: NodeId) -> None:
 
 
 def open_out_feed(node: Node, tx: Connection, peer: NodeId, epoch: int) -> None:
-    """Begins the feed of `epoch` to `peer`, empty."""
+    """Begins the feed of `epoch` to `peer`, empty. Nothing was ever signed in it, which a restore takes back."""
     tx.execute(
         insert(out_feeds).values(
             peer=peer,
@@ -259,6 +261,7 @@ def open_out_feed(node: Node, tx: Connection, peer: NodeId, epoch: int) -> None:
             size=0,
             edge=EMPTY.encode(),
             receipt_size=0,
+            shown_to=NOTHING_SIGNED,
             opened_at=node.clock(),
         )
     )

@@ -19,7 +19,6 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from federation.errors import LocalError
 from node import cards, inbox, lock, logs, retention, watch
 from node.context import Node
 from node.courier import Courier
@@ -145,7 +144,7 @@ async def _look_again(node: Node, polls: Polls, carrying: Courier, wake: asyncio
         for take_up in (node.own.reload, bring_cards, polls.refresh, polls.announce, carrying.wake):
             try:
                 take_up()
-            except (SQLAlchemyError, LocalError) as e:  # the next poll or wake makes up for it
+            except Exception as e:  # noqa: BLE001 - the next poll or wake makes up for it, and there must be a next one
                 _log.error("wake failed", error=type(e).__name__, at=logs.place(e))
 
     while True:

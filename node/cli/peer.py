@@ -42,7 +42,8 @@ def enrol(
 ) -> None:
     """Enrols a peer. Its card is a file; that the file is theirs, you find out by comparing twelve words by voice.
 
-    A newer card of a peer that is known is taken without comparing, if the same root keys signed it.
+    A newer card of a peer that is known is taken without comparing, if the same root keys signed it and the peer is
+    still in the same country.
     """
     from node import peers
 
@@ -70,11 +71,18 @@ def list_peers(as_json: make.AsJson = False) -> None:
     """Lists every peer, the distrusted ones too."""
     from node import peers
 
-    found = peers.all_peers(session.node())
+    node = session.node()
+    found, changed = peers.all_peers(node), peers.root_changes(node)
     if as_json:
         screen.emit(
             [
-                {**card_data(p.card), "trusted": p.trusted, "direct": p.direct, "enrolled_at": p.enrolled_at}
+                {
+                    **card_data(p.card),
+                    "trusted": p.trusted,
+                    "direct": p.direct,
+                    "enrolled_at": p.enrolled_at,
+                    "roots_changed_at": changed.get(p.card.node),
+                }
                 for p in found
             ]
         )
@@ -98,6 +106,13 @@ def list_peers(as_json: make.AsJson = False) -> None:
             for p in found
         ],
     )
+    for p in found:
+        if p.card.node in changed:
+            words = peers.fingerprint_words(p.card.roots)
+            screen.paragraph(
+                f"{p.card.node} has other root keys since {screen.cell(changed[p.card.node])}, by leave of the earlier"
+                f" ones. Their fingerprint: {words}"
+            )
 
 
 @make.command(app, "distrust", "apostille peer distrust cert.de.example")
@@ -131,7 +146,10 @@ def trust(
 def _known(node: "Node", card: "Card") -> bool:
     from node import peers
 
-    return any(p.card.node == card.node and p.card.roots == card.roots for p in peers.all_peers(node))
+    return any(
+        (p.card.node, p.card.roots, p.card.jurisdiction) == (card.node, card.roots, card.jurisdiction)
+        for p in peers.all_peers(node)
+    )
 
 
 def _compare(card: "Card", fingerprint: str | None, yes: bool) -> None:

@@ -5,6 +5,7 @@ transaction is REPEATABLE READ READ ONLY. A server that does not flush what it a
 another encoding than UTF-8, is refused. Passwords come from PGPASSFILE or the server's own means, not from settings.
 """
 
+import weakref
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, delete, event, insert, make_url, select
@@ -43,6 +44,7 @@ def open_engine(url: str) -> Engine:
     target = make_url(url).set(drivername="postgresql+psycopg")
     arguments = {"connect_timeout": _CONNECT_TIMEOUT_S, "client_encoding": "utf8"}
     engine = create_engine(target, pool_pre_ping=True, connect_args=arguments)
+    weakref.finalize(engine, engine.pool.dispose)  # so that commands, which end soon, need not close it
     storable_text = _storable_text()
 
     @event.listens_for(engine, "connect")

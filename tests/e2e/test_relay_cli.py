@@ -9,8 +9,8 @@ import pytest
 from federation import assertion, statement
 from federation.entries import Said
 from federation.model import Role
+from federation.statement import Kind
 from node import inbox, passing, peers, statements
-from node.statements import Kind
 from tests.chains import KE, NAME, Chain, arrived, give, join, make_chain, pass_on, send
 from tests.e2e.test_cli import Done, run
 from tests.nodes import DE, FR, IN, append_by_hand, history, make_node

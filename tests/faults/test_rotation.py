@@ -39,7 +39,7 @@ OVERLAP = timedelta(seconds=4 * BETWEEN_S)
 PATIENCE_S = 120.0
 RETRIES = 3
 SYNC_EVERY_S = 0.05
-RELEASE_EVERY_S = 0.3  # so that a sync comes to an end, and the next one opens a connection of its own
+RELEASE_EVERY_S = 1.0  # so that a sync comes to an end, and the next one opens a connection of its own
 
 
 class Load:
@@ -52,7 +52,8 @@ class Load:
         self.syncs, self.mended = 0, 0
         self.unmended: list[str] = []
         self._pool = ThreadPoolExecutor(4)
-        self._work = [self._pool.submit(work, *pair) for work in (self._release, self._pull) for pair in PAIRS]
+        self._work = [self._pool.submit(self._release, me) for me in self.released]
+        self._work += [self._pool.submit(self._pull, me, other) for me, other in PAIRS]
 
     def stop(self) -> None:
         """Ends all four; raises what any of them raised."""
@@ -61,7 +62,7 @@ class Load:
             work.result(PATIENCE_S)
         self._pool.shutdown()
 
-    def _release(self, me: NodeId, _other: NodeId) -> None:
+    def _release(self, me: NodeId) -> None:
         node = self._net.world[me]
         while not self._stop.wait(RELEASE_EVERY_S):
             name = f"{me[5:7].upper()}-{len(self.released[me])}"

@@ -10,8 +10,8 @@ from federation import grant, recall, statement, strictjson
 from federation.base64url import b64url
 from federation.checkpoint import cosign, origin_line
 from federation.entries import Granted, NewCard, NewEpoch, Purge, RecallOrder, Said
-from federation.keyring import Card, RootSet
-from federation.model import JsonObject, NodeId, instant_text
+from federation.keyring import Card, RootSet, root_key_id
+from federation.model import JsonObject, NodeId, Role, instant_text
 from protos.exchange.v1 import exchange_pb2 as wire
 from tests.vectors import material as m
 from tests.vectors.generate_documents import ABOUT_SEEDS, BAD, MALFORMED, Cases
@@ -71,7 +71,7 @@ def _documents(
 
 
 def _feed_signer(node: NodeId) -> tuple[str, str]:
-    return m.issue_kid(node, m.Role.FEED), f"{node} feed"
+    return m.issue_kid(node, Role.FEED), f"{node} feed"
 
 
 def _old_signer() -> tuple[str, str]:
@@ -122,7 +122,7 @@ def grant_cases() -> dict[str, Any]:
         "categories": ["identification"],
         "at": "2026-12-31T23:59:59Z",
     }
-    uses = [
+    uses: list[tuple[str, JsonObject, str]] = [
         ("what it covers", {}, "ok"),
         ("all that it covers", {"categories": ["identification", "remediation"]}, "ok"),
         ("of another origin", {"origin": m.DE}, "BAD_GRANT"),
@@ -187,7 +187,7 @@ def card_cases() -> dict[str, Any]:
     changed = replace(old, version=2, roots=roots)
     renewed = replace(old, version=2, endpoint=f"{m.FR}:8443")
     lower = replace(old, version=2, roots=RootSet(1, old.roots.keys))
-    new = [(m.root_key_id(m.public(f"{m.FR} new root {n}")), f"{m.FR} new root {n}") for n in (1, 2, 3)]
+    new = [(root_key_id(m.public(f"{m.FR} new root {n}")), f"{m.FR} new root {n}") for n in (1, 2, 3)]
 
     def text(card: Card, signers: list[tuple[str, str]]) -> str:
         return m.document(card.payload(), "card+jws", signers)
