@@ -87,8 +87,7 @@ async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str]
         finally:
             told.end.set()
             looking.cancel()
-            carrying.stop()
-            drained = await _drain(running, polls)
+            drained = await _drain(running, polls, carrying)
             lock.over(held, node.home)
             if not drained:
                 _log.info("drain cut short")
@@ -97,12 +96,13 @@ async def _run(node: Node, metrics: str | None, held: int, ready: Callable[[str]
                 os._exit(0)  # threads that wait for the database end with the process; nothing was promised for them
 
 
-async def _drain(running: RunningServer, polls: Polls) -> bool:
+async def _drain(running: RunningServer, polls: Polls, carrying: Courier) -> bool:
     """Accepts and asks no more, and lets what is under way go on for GRACE_S. Returns whether all of it has ended."""
     _tell("STOPPING=1")
     running.drain()
     _log.info("drain", grace_s=GRACE_S)
-    work = asyncio.gather(running.stop(GRACE_S), asyncio.to_thread(polls.stop, GRACE_S))
+    threads = (asyncio.to_thread(polls.stop, GRACE_S), asyncio.to_thread(carrying.stop))
+    work = asyncio.gather(running.stop(GRACE_S), *threads)
     try:
         await asyncio.wait_for(asyncio.shield(work), GRACE_S + _LAST_S)
     except TimeoutError:

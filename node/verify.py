@@ -103,7 +103,7 @@ def _counts(tx: Connection) -> tuple[int, ...]:
 
 def _chain(tx: Connection, advance: Callable[[], None]) -> Iterator[Finding]:
     """(2)"""
-    origins = dict(tx.execute(select(out_feeds.c.id, out_feeds.c.origin)).tuples().all())
+    origins = {row.id: row.origin for row in tx.execute(select(out_feeds.c.id, out_feeds.c.origin))}
     columns = [column for column in ledger.c if column is not ledger.c.at]
     before, number = book.GENESIS, 0
     for row in rows(tx, select(*columns, as_written(ledger.c.at)).order_by(ledger.c.id)):

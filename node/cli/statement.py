@@ -8,7 +8,6 @@ import typer
 
 from federation.errors import UsageError
 from federation.limits import MAX_STATEMENT_TEXT
-from federation.statement import SPOKEN
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
@@ -22,12 +21,20 @@ app = make.group(
     "apostille statement list --about CERT-FR-2026-0131",
     "apostille statement reply 7 --text 'Version 4 is not hit.'",
 )
-Spoken = StrEnum("Spoken", {kind.name: kind.value for kind in SPOKEN})  # type: ignore[misc]  # the names are data
 _SHORT = 60  # characters of a text in the list
 _MOST_BYTES = 4 * MAX_STATEMENT_TEXT  # UTF-8 takes four bytes for a character at most
 
 Text = Annotated[str | None, typer.Option("--text", metavar="TEXT", help="What you have to say.")]
 File = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="A file with what you have to say.")]
+
+
+class Spoken(StrEnum):
+    """What people say of an advisory: `federation.statement.SPOKEN`."""
+
+    ACKNOWLEDGE = "acknowledge"
+    QUESTION = "question"
+    CORRECTION = "correction"
+    AFFECTS = "affects"
 
 
 @make.command(

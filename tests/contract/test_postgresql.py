@@ -120,7 +120,9 @@ def test_a_home_that_could_not_be_made_leaves_nothing_on_the_server(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda url: url.replace("postgres@", f"nobody:{SECRET}@"), "does not know this account"),
+        pytest.param(
+            lambda url: url.replace("postgres@", f"nobody:{SECRET}@"), "does not know this account", id="account"
+        ),
         (lambda url: re.sub("/store_[0-9]+", "/nowhere", url), "has no such database"),
         (lambda _: f"postgresql://nobody:{SECRET}@127.0.0.1:1/nowhere", "nowhere at 127.0.0.1:1 cannot be reached"),
         (lambda _: f"postgresql://nobody:{SECRET}@/nowhere?host=/no/such/folder", "at /no/such/folder cannot"),

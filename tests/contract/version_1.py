@@ -13,12 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import Engine, Table, create_engine, insert, select, text
 
 from config import settings
 from node import main
 from node.store import database, schema
 from node.store.migrations import schema_1
+from tests.contract.stores import FILE, POSTGRESQL, new_database
 
 _FOLDER = Path(__file__).parent / "schema-1"
 
@@ -39,8 +40,8 @@ def dump(name: str) -> str:
     return (_FOLDER / f"{name}.sql").read_text("utf-8")
 
 
-def make_home(folder: Path, name: str = "fr") -> Path:
-    """The home of `fr` or `de`, as the first version left it."""
+def make_home(folder: Path, name: str = "fr", kind: str = FILE) -> Path:
+    """The home of `fr` or `de`, as the first version left it; on a server if `kind` says so, where it never was."""
     home = folder / name
     home.mkdir(mode=0o700)
     for path, content in _files()[name].items():
@@ -52,11 +53,12 @@ def make_home(folder: Path, name: str = "fr") -> Path:
     connection = sqlite3.connect(home / main.DATABASE_FILE)
     connection.executescript(f"PRAGMA journal_mode=WAL; BEGIN; {dump(name)} COMMIT;")
     connection.close()
+    if kind == POSTGRESQL:
+        _move_to_server(home, new_database())
     return home
 
 
-def move_to_server(home: Path, url: str) -> None:
-    """Moves the database to a server, where the first version could not keep one; its schema stays."""
+def _move_to_server(home: Path, url: str) -> None:
     file = create_engine(f"sqlite:///{home / main.DATABASE_FILE}")
     server = database.open_engine(url)
     with file.connect() as before, database.write(server) as tx:
@@ -83,9 +85,20 @@ def content(home: Path) -> str:
     return lines
 
 
+def engine_of(home: Path) -> Engine:
+    """The database of a home, whatever its schema."""
+    return main.engine_of(home, main.read_settings(home))
+
+
+def rows(engine: Engine, table: Table) -> list[Any]:
+    """Every row of a table, by its key."""
+    with database.read(engine) as tx:
+        return list(tx.execute(select(table).order_by(*table.primary_key.columns)).all())
+
+
 def revision(home: Path) -> str | None:
     """The schema of the database of a home."""
-    engine = main.engine_of(home, main.read_settings(home))
+    engine = engine_of(home)
     with database.read(engine) as tx:
         found = schema.revision(tx)
     engine.dispose()

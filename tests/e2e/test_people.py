@@ -123,6 +123,15 @@ USES = {
     "advisory import": Use("advisory.json", Post.ANALYST),
     "advisory label": Use(f"{NAME} {PART} victim", Post.ANALYST),
     "advisory release": Use(NAME, Post.ANALYST),
+    "advisory grant": Use(f"{NAME} --relay {DE} --to {IN} --until 2099-01-01", Post.ANALYST),
+    "advisory grants": Use(""),
+    "advisory revise": Use(f"{NAME} --from-issued", Post.ANALYST),
+    "advisory holders": Use(NAME),
+    "advisory withdraw": Use(f"{NAME} --from {DE}", Post.ANALYST),
+    "recall order": Use(f"{NAME} --reason error", Post.ANALYST),
+    "recall preview": Use(NAME),
+    "recall status": Use(""),
+    "purge": Use("--expired", Post.OPERATOR),
     "advisory list": Use(""),
     "advisory show": Use(NAME),
     "explain": Use(f"{NAME} {DE}"),
@@ -131,6 +140,11 @@ USES = {
     "inbox list": Use(""),
     "inbox show": Use(RECEIVED),
     "inbox export": Use(f"{RECEIVED} --format csaf --out received.json"),
+    "statement send": Use(f"--about {RECEIVED} --kind acknowledge", Post.ANALYST),
+    "statement reply": Use("1 --text yes", Post.ANALYST),
+    "statement list": Use(""),
+    "statement show": Use("1"),
+    "relay": Use(f"{RECEIVED} --to {IN}", Post.ANALYST),
     "quarantine list": Use(""),
     "quarantine show": Use(f"{DE} 0"),
 }
@@ -139,7 +153,7 @@ WITHOUT_PEOPLE = {  # what runs before there are people, or for the machine and 
     "demo": "makes homes of its own",
     "serve": "is the node itself; what it does by itself it does in the name of the account that runs it",
 }
-ENDS_WITH = {"doctor": (0, 1), "quarantine show": (3,)}  # it may find something; nothing was set aside
+ENDS_WITH = {"doctor": (0, 1), "quarantine show": (3,), "recall preview": (3,), "statement show": (3,)}  # findings; and nothing is there
 CHANGES = sorted(path for path, use in USES.items() if use.post is not None)
 READS = sorted(path for path, use in USES.items() if use.post is None)
 

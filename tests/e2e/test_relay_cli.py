@@ -11,6 +11,7 @@ from federation.entries import Said
 from federation.model import Role
 from federation.statement import Kind
 from node import inbox, passing, peers, statements
+from node.cli.statement import Spoken
 from tests.chains import KE, NAME, Chain, arrived, give, join, make_chain, pass_on, send
 from tests.e2e.test_cli import Done, run
 from tests.nodes import DE, FR, IN, append_by_hand, history, make_node
@@ -164,6 +165,10 @@ def test_refusals_and_kinds_that_are_not_known_are_shown_by_their_envelope(chain
     unknown = command(chain, DE, "statement", "show", "2")
     assert ("does not know statements of that kind" in unknown.err, "owned" in unknown.out) == (True, False)
     assert json.loads(command(chain, DE, "statement", "show", "2", "--json").out)["author"] == FR
+
+
+def test_people_can_say_what_the_format_lets_them_say() -> None:
+    assert [kind.value for kind in Spoken] == list(statement.SPOKEN)
 
 
 def test_a_preview_of_passing_on_is_what_would_be_passed_on(chain: Chain) -> None:

@@ -1,10 +1,6 @@
 """From one schema to the next: the same tables however they were made, nothing lost, and never half of it."""
 
 import hashlib
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +14,11 @@ from sqlalchemy import Connection, Engine, inspect, select, text
 
 from federation.base64url import from_b64url
 from federation.checkpoint import open_checkpoint
-from federation.errors import NotAllowedError, UsageError
 from federation.keyring import open_card
 from federation.model import Role
 from federation.strictjson import decode_object
 from node import ledger as book
-from node import lock, main, people
+from node import main
 from node.inbox import InboxState
 from node.store import database, schema
 from node.store.migrations import schema_1
@@ -45,6 +40,7 @@ from node.store.tables import (
 )
 from tests.contract import version_1
 from tests.contract.stores import FILE, NOW, POSTGRESQL, new_database, new_store
+from tests.contract.version_1 import rows
 from tests.nodes import DE, FR, IN
 
 ROOT = Path(__file__).parents[2]
@@ -52,22 +48,10 @@ KEPT = ("agreements", "cases", "audit")  # tables that did not change
 BOTH = (FILE, POSTGRESQL)
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return version_1.make_home(tmp_path)
-
-
 @pytest.fixture(params=BOTH)
 def old_home(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The home of FR in schema 1, its database in a file and on a server."""
-    made = version_1.make_home(tmp_path)
-    if request.param == POSTGRESQL:
-        version_1.move_to_server(made, new_database())
-    return made
-
-
-def engine_of(home: Path) -> Engine:
-    return main.engine_of(home, main.read_settings(home))
+    return version_1.make_home(tmp_path, kind=request.param)
 
 
 # The schema
@@ -126,7 +110,7 @@ def test_a_new_database_has_the_tables_that_the_node_works_with(kind: str, tmp_p
 
 def test_an_upgraded_database_has_the_same_tables(old_home: Path, tmp_path: Path) -> None:
     main.upgrade_home(old_home, keep_copy=False)
-    engine = engine_of(old_home)
+    engine = version_1.engine_of(old_home)
     with database.read(engine) as tx:
         assert compare_metadata(MigrationContext.configure(tx), metadata) == []
         assert shape(tx) == made_directly(FILE if engine.name == "sqlite" else POSTGRESQL, tmp_path)
@@ -157,11 +141,6 @@ def test_the_first_revision_makes_what_the_first_version_made(tmp_path: Path) ->
 # What is carried over
 
 
-def rows(engine: Engine, table: Any, *order: Any) -> list[Any]:
-    with database.read(engine) as tx:
-        return list(tx.execute(select(table).order_by(*(order or table.primary_key.columns))).all())
-
-
 def before(name: str) -> Any:
     """The rows of a table as the first version had them."""
     engine = database.open_engine(database.MEMORY)
@@ -180,7 +159,7 @@ def before(name: str) -> Any:
 def upgraded(old_home: Path) -> Iterator[Engine]:
     """The database of FR after the upgrade."""
     main.upgrade_home(old_home, keep_copy=False)
-    engine = engine_of(old_home)
+    engine = version_1.engine_of(old_home)
     yield engine
     engine.dispose()
 
@@ -306,7 +285,8 @@ def test_a_frozen_feed_is_an_incident_whose_heads_prove_it(upgraded: Engine) -> 
     assert (alarm.kind, alarm.subject, alarm.first_at, alarm.acked_at) == ("FORK", IN, incident.opened_at, None)
 
 
-def test_the_own_card_moves_from_its_file_into_the_database(home: Path) -> None:
+def test_the_own_card_moves_from_its_file_into_the_database(tmp_path: Path) -> None:
+    home = version_1.make_home(tmp_path)
     document = (home / "card.json").read_bytes()
     main.upgrade_home(home, keep_copy=False)
     assert not (home / "card.json").exists()
@@ -328,158 +308,3 @@ def test_new_rows_get_numbers_that_are_free(upgraded: Engine) -> None:
             fresh = {"epoch": 2} if "epoch" in values else {"seq": 0} if "seq" in values else {}
             made = tx.execute(table.insert().values({**values, **changed, **fresh}).returning(table.c.id)).scalar_one()
             assert made > highest
-
-
-# The upgrade as a whole
-
-
-def test_an_old_database_says_what_to_run_and_a_newer_one_what_to_install(home: Path) -> None:
-    with pytest.raises(UsageError, match="run: apostille upgrade"):
-        main.open_node(home)
-    main.upgrade_home(home, keep_copy=False)
-    engine = engine_of(home)
-    with database.write(engine) as tx:
-        tx.execute(text("UPDATE alembic_version SET version_num = '0003'"))
-    for attempt in (lambda: main.open_node(home), lambda: main.upgrade_home(home, keep_copy=True)):
-        with pytest.raises(UsageError, match="newer version"):
-            attempt()
-    engine.dispose()
-    assert not list(home.glob("*.schema-*"))
-
-
-def test_a_schema_from_before_the_revisions_that_nobody_knows_is_a_newer_one(home: Path) -> None:
-    engine = engine_of(home)
-    with database.write(engine) as tx:
-        tx.execute(text("UPDATE meta SET value = '7' WHERE key = 'schema'"))
-    engine.dispose()
-    with pytest.raises(UsageError, match="newer version"):
-        main.upgrade_home(home, keep_copy=True)
-
-
-def test_the_database_is_copied_first_and_only_its_owner_can_read_the_copy(home: Path) -> None:
-    as_it_was = version_1.content(home)
-    done = main.upgrade_home(home, keep_copy=True)
-    assert (done.before, done.after, done.copy) == (1, 2, home / "apostille.db.schema-1")
-    assert done.copy is not None
-    assert done.copy.stat().st_mode & 0o777 == 0o600
-    assert sorted(path.name for path in home.glob("apostille.db*")) == ["apostille.db", "apostille.db.schema-1"]
-    done.copy.replace(home / main.DATABASE_FILE)  # a way back
-    assert version_1.content(home) == as_it_was
-
-
-def test_no_copy_is_made_when_none_is_wanted_or_nothing_is_done(home: Path) -> None:
-    assert main.upgrade_home(home, keep_copy=False).copy is None
-    after = version_1.content(home)
-    again = main.upgrade_home(home, keep_copy=True)
-    assert (again.before, again.after, again.copy) == (2, 2, None)
-    assert version_1.content(home) == after
-    assert not list(home.glob("*.schema-*"))
-
-
-def test_a_home_that_is_served_is_left_alone(home: Path) -> None:
-    as_it_was = version_1.content(home)
-    with lock.hold(home), pytest.raises(UsageError, match="served already"):
-        main.upgrade_home(home, keep_copy=True)
-    assert version_1.content(home) == as_it_was
-
-
-def test_only_an_operator_upgrades(home: Path) -> None:
-    settings = home / "apostille.yaml"
-    settings.write_text(f"{settings.read_text('utf-8')}people: {{{people.account()}: [auditor]}}\n", "utf-8")
-    with pytest.raises(NotAllowedError):
-        main.upgrade_home(home, keep_copy=False)
-    assert version_1.revision(home) == "0001"
-
-
-@pytest.mark.parametrize(
-    ("content", "told"), [(None, "cannot be read"), (b"{}", "damaged"), ("de", f"card of {DE}")], ids=str
-)
-def test_without_this_nodes_card_nothing_is_changed(home: Path, tmp_path: Path, content: Any, told: str) -> None:
-    as_it_was, card = version_1.content(home), home / "card.json"
-    if content is None:
-        card.unlink()
-    else:
-        other = (
-            content
-            if isinstance(content, bytes)
-            else (version_1.make_home(tmp_path, content) / "card.json").read_bytes()
-        )
-        card.write_bytes(other)
-    with pytest.raises(UsageError, match=told):
-        main.upgrade_home(home, keep_copy=False)
-    assert version_1.content(home) == as_it_was
-
-
-def test_the_database_of_another_node_is_not_upgraded(home: Path, tmp_path: Path) -> None:
-    other = version_1.make_home(tmp_path, "de")
-    (other / main.DATABASE_FILE).replace(home / main.DATABASE_FILE)
-    with pytest.raises(UsageError, match=f"that of {DE}"):
-        main.upgrade_home(home, keep_copy=False)
-
-
-def test_a_migration_that_fails_changes_nothing(old_home: Path) -> None:
-    engine = engine_of(old_home)
-    with database.write(engine) as tx:  # what no version wrote: an entry that cannot be read
-        tx.execute(text("UPDATE out_entries SET data = leaf_hash WHERE kind = 'withdrawal'"))
-    engine.dispose()
-    with pytest.raises(Exception, match="entry"):
-        main.upgrade_home(old_home, keep_copy=False)
-    assert version_1.revision(old_home) == "0001"
-    assert (old_home / "card.json").exists()
-
-
-# Killed on the way
-
-
-def upgrade_killed(home: Path, when: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.contract.killed", str(home), when]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
-def outcome(home: Path) -> list[Any]:
-    """What an upgraded database holds, without what tells when it was upgraded."""
-    engine = engine_of(home)
-    with database.read(engine) as tx:
-        assert database.faults(tx) is None
-    found = [
-        [tuple(row) for row in rows(engine, table) if getattr(row, "act", "") != "database.upgrade"]
-        for table in metadata.sorted_tables
-    ]
-    engine.dispose()
-    return found
-
-
-@pytest.mark.invariant("I9")
-@pytest.mark.parametrize("kind", BOTH)
-def test_killed_at_any_point_it_leaves_the_old_schema_or_the_new_one(kind: str, tmp_path: Path) -> None:
-    def fresh(name: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        made = version_1.make_home(folder)
-        if kind == POSTGRESQL:
-            version_1.move_to_server(made, new_database())
-        return made
-
-    whole = fresh("whole")
-    steps = int(upgrade_killed(whole, "never").stdout)
-    assert steps > 100
-    expected = outcome(whole)
-    points = [*(str(steps * part // 8) for part in range(1, 8)), "commit", "unlink"]
-    seen = []
-    for point in points:
-        home = fresh(point)
-        assert upgrade_killed(home, point).returncode == -signal.SIGKILL
-        found = version_1.revision(home)
-        seen.append(found)
-        if found == "0001":
-            assert (home / "card.json").exists()
-            if kind == FILE:
-                held = version_1.content(home)
-                assert held == version_1.content(version_1.make_home(home))
-        else:
-            assert outcome(home) == expected
-        main.upgrade_home(home, keep_copy=False)  # and it can be done again
-        assert outcome(home) == expected
-        assert not (home / "card.json").exists()
-    assert seen == ["0001"] * 8 + ["0002"]

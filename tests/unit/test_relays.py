@@ -367,6 +367,23 @@ def test_what_is_passed_on_is_valid_csaf_or_stays(chain: Chain) -> None:
     assert "not valid CSAF" in outcome.held
 
 
+@pytest.mark.invariant("I4")
+def test_what_came_as_no_valid_csaf_goes_no_further(chain: Chain) -> None:
+    """A receiver takes what an origin signed as it is; that all of it passes is no reason to believe that it is whole."""
+    item = send(chain)
+    sent = last_delivery(chain, FR, DE)
+    raws = sent.presentation.disclosures
+    less = tuple(raw for raw in raws if b'"title","A flaw"' not in raw and b'"category","csaf_base"' not in raw)
+    assert len(less) == len(raws) - 2
+    append_by_hand(chain[FR], DE, replace(sent, presentation=replace(sent.presentation, disclosures=less)))
+    chain.sync(DE, FR)
+    (careless,) = (found.id for found in inbox.items(chain[DE]) if found.id != item)
+    give(chain)
+    outcome = pass_on(chain, careless)
+    assert outcome.seq is None
+    assert "not valid CSAF" in str(outcome.held)
+
+
 @pytest.mark.invariant("I6")
 def test_terms_are_no_wider_than_those_of_receipt(tmp_path: Path) -> None:
     chain = make_chain(tmp_path)
