@@ -153,7 +153,12 @@ WITHOUT_PEOPLE = {  # what runs before there are people, or for the machine and 
     "demo": "makes homes of its own",
     "serve": "is the node itself; what it does by itself it does in the name of the account that runs it",
 }
-ENDS_WITH = {"doctor": (0, 1), "quarantine show": (3,), "recall preview": (3,), "statement show": (3,)}  # findings; and nothing is there
+ENDS_WITH = {  # findings; and nothing is there
+    "doctor": (0, 1),
+    "quarantine show": (3,),
+    "recall preview": (3,),
+    "statement show": (3,),
+}
 CHANGES = sorted(path for path, use in USES.items() if use.post is not None)
 READS = sorted(path for path, use in USES.items() if use.post is None)
 

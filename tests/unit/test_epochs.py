@@ -162,8 +162,9 @@ def test_a_new_epoch_begins_with_what_the_receiver_has_shown_and_brings_what_it_
     release(world, "D")
     world.sync_all()
     assert sorted(arrived(world)) == ["A", "B", "C", "D", "LOST"]
+    assert [verify.verify(world[name]).findings for name in (FR, DE)] == [(), ()]
     told = [(e.outgoing, e.number, e.size, e.settled, e.state) for e in epochs.all_epochs(world[DE], FR)]
-    assert told == [(True, 1, 2, 2, "current"), (False, 1, 4, 4, "ended"), (False, 2, 6, 6, "current")]
+    assert told == [(True, 1, 2, 2, "current"), (False, 1, 4, 4, "ended"), (False, 2, 5, 5, "current")]
 
 
 def test_nothing_is_signed_in_the_old_epoch_once_it_has_ended(world: World, tmp_path: Path) -> None:
@@ -309,7 +310,8 @@ def test_agreements_statements_and_recalls_go_along(world: World, tmp_path: Path
     assert kinds.count(RecallOrder) == 1
     assert {held.agreement.id for held in agreements.all_held(world[DE])} >= {"second"}
     assert item(world[DE], "B").state is InboxState.RECALLED
-    assert [row.kind for row in statements.all_kept(world[DE])].count(Kind.ACKNOWLEDGE) == 1
+    assert [row.statement.kind for row in statements.all_kept(world[DE])].count(Kind.ACKNOWLEDGE) == 1
+    assert [verify.verify(world[name]).findings for name in (FR, DE)] == [(), ()]
 
 
 def test_what_was_taken_back_while_the_feed_was_held_up_is_taken_back_at_the_receiver(
@@ -336,6 +338,7 @@ def test_a_delivery_of_an_ended_epoch_can_still_be_taken_back(world: World, tmp_
     world.sync(DE, FR)
     assert bodies(world)[-1] == Withdrawal((seq,), "by-hand", ORIGIN)
     assert item(world[DE], "A").state is InboxState.WITHDRAWN
+    assert [verify.verify(world[name]).findings for name in (FR, DE)] == [(), ()]
 
 
 def test_a_delivery_that_comes_again_supersedes_the_same_one(world: World, tmp_path: Path) -> None:

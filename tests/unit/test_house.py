@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 500
-INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I12", "I14", "I17", "I18")
+INVARIANTS = tuple(f"I{number}" for number in range(1, 19))
 
 
 def modules() -> list[Path]:
