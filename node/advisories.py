@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from federation import csaf, handling, outbound, strictjson
+from federation import csaf, handling, outbound, sdjwt, strictjson
 from federation.errors import HandlingError, MalformedError, NotFoundError, UsageError
 from federation.labels import SENSITIVITY
 from federation.limits import MAX_DOCUMENT_BYTES
@@ -30,6 +30,7 @@ from node.people import Post
 from node.store.database import one_row, read, record, write
 from node.store.tables import advisories, recall_holders
 
+_PREVIEW = "preview"  # names no key
 _FILE_MEMBERS = frozenset(("csaf", "ai", "labels", "handling"))
 _OPTIONAL_HANDLING = ("tier", "purposes", "onward", "embargo_until", "retain_until", "storage", "recipients")
 _DEFAULT_PURPOSES = (Purpose.DETECTION, Purpose.REMEDIATION)
@@ -185,7 +186,7 @@ def own_advisory(node: Node, name: str, tx: Connection | None = None) -> tuple[S
     if row.core is not None:
         return summary_of(row), outbound.reopen(row.core, unpack(row.disclosures), node.labels)
     issued = outbound.issue(
-        _draft(node, row), node.labels, kid="preview", sign=lambda _: bytes(64), entropy=node.entropy
+        _draft(node, row), node.labels, kid=_PREVIEW, sign=lambda _: bytes(64), entropy=node.entropy
     )
     return summary_of(row), outbound.reopen(issued.core, issued.disclosures, node.labels)
 
@@ -215,6 +216,12 @@ def issue(node: Node, tx: Connection, name: str) -> tuple[Summary, OwnAdvisory]:
         )
         return summary_of(_row(tx, name)), own
     return own_advisory(node, name, tx)
+
+
+def can_be_verified(node: Node, own: OwnAdvisory) -> bool:
+    """Whether the key that signed it is valid on the current card; what is not signed yet will be."""
+    kid, now = sdjwt.read_header_and_payload(own.core).kid, node.clock()
+    return kid == _PREVIEW or any(k.role is Role.ISSUE and k.kid == kid and k.valid_at(now) for k in node.card.keys)
 
 
 def by_key(node: Node, tx: Connection, key: int) -> OwnAdvisory:

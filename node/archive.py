@@ -11,13 +11,13 @@ A backup is written whole or not at all, and is as secret as the home that it is
 import hashlib
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, BinaryIO, Final
 
 from federation import strictjson
@@ -146,7 +146,7 @@ def unpack(path: Path, folder: Path) -> Manifest:
     """
     with _opened(path) as file:
         manifest = _read_manifest(file, path)
-        needed, free = sum(member.size for member in manifest.files), shutil.disk_usage(folder).free
+        needed, free = sum(member.size for member in manifest.files), disk_usage(folder).free
         if needed > free:
             raise UsageError(f"{folder}: {needed >> 20} MiB are needed there, {free >> 20} MiB are free")
         for member in manifest.files:

@@ -46,7 +46,7 @@ _log = structlog.get_logger()
 class Address:
     """Where alarms go, without its secrets: the number of its line, and the scheme of its URL."""
 
-    line: int
+    line: int = field(compare=False)
     scheme: str
     _url: str = field(repr=False)
 
@@ -101,7 +101,7 @@ def message(node: Node, alarm: Raised) -> Message:
     )
 
 
-def test_message(node: Node) -> Message:
+def trial_message(node: Node) -> Message:
     """What `apostille alerts test` sends."""
     now = instant_text(node.clock())
     return Message(
@@ -117,13 +117,20 @@ def send(address: Address, message: Message, limit_s: float = SEND_LIMIT_S) -> b
 class Courier:
     """Carries the open alarms of a node that were not carried yet. `wake` when there may be new ones."""
 
-    def __init__(self, node: Node, look_every_s: float = LOOK_EVERY_S, first_retry_s: float = FIRST_RETRY_S) -> None:
+    def __init__(
+        self,
+        node: Node,
+        look_every_s: float = LOOK_EVERY_S,
+        first_retry_s: float = FIRST_RETRY_S,
+        limit_s: float = SEND_LIMIT_S,
+    ) -> None:
         self._node = node
+        self._limit_s = limit_s
         self._look_every_s = look_every_s
         self._first_retry_s = first_retry_s
         self._owed: dict[int, set[Address]] = {}  # by alarm, to whom it has to go
         self._resting: dict[Address, _Rest] = {}
-        self._hanging: dict[Address, _Sending] = {}
+        self._hanging: dict[Address, tuple[int, _Sending]] = {}
         self._told: str | None = None
         self._end, self._look = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
@@ -157,6 +164,7 @@ class Courier:
             self._look.clear()
 
     def _carry_all(self) -> None:
+        self._take_in_late_ones()
         with read(self._node.engine) as tx:
             waiting = alarms.undelivered(tx)
         if not waiting and not self._owed:
@@ -178,24 +186,35 @@ class Courier:
             self._owed[number].clear()
             return
         sending = _Sending(address, message(self._node, alarm))
-        if sending.result(SEND_LIMIT_S):
-            self._owed[number].discard(address)
-            self._resting.pop(address, None)
-            with write(self._node.engine) as tx:
-                alarms.note_delivered(tx, number, self._node.clock())
-            _log.info("alert", alarm=number, kind=alarm.kind.value, line=address.line)
+        if sending.result(self._limit_s):
+            self._note(number, address)
             return
         if sending.is_running():
-            self._hanging[address] = sending
+            self._hanging[address] = (number, sending)
         failures = self._resting[address].failures + 1 if address in self._resting else 1
         rest_s = min(MOST_RETRY_S, self._first_retry_s * 2 ** min(failures - 1, 20))
         self._resting[address] = _Rest(failures, time.monotonic() + rest_s)
         _log.info("alert failed", alarm=number, line=address.line, scheme=address.scheme)
 
+    def _note(self, number: int, address: Address) -> None:
+        self._owed.get(number, set()).discard(address)
+        self._resting.pop(address, None)
+        with write(self._node.engine) as tx:
+            alarms.note_delivered(tx, number, self._node.clock())
+        _log.info("alert", alarm=number, line=address.line)
+
+    def _take_in_late_ones(self) -> None:
+        """What was taken after all, long after it was sent, is not sent again."""
+        for address, (number, sending) in list(self._hanging.items()):
+            if not sending.is_running():
+                del self._hanging[address]
+                if sending.result(0):
+                    self._note(number, address)
+
     def _is_resting(self, address: Address) -> bool:
         """Whether it failed a short time ago, or has not come back from the last message."""
-        hanging = address in self._hanging and self._hanging[address].is_running()
-        return hanging or (address in self._resting and time.monotonic() < self._resting[address].until)
+        failed = address in self._resting and time.monotonic() < self._resting[address].until
+        return failed or address in self._hanging
 
     def _complain(self, error: Exception) -> None:
         """Once for the same fault."""

@@ -176,6 +176,7 @@ def _parts(found: Content) -> JsonObject:
         "csaf": found.csaf,
         **({} if found.ai is None else {"ai": found.ai}),
         "handling": found.handling,
+        "issued_at": instant_text(found.item.issued_at),
         "terms": {
             "agreement": terms.agreement_digest.hex(),
             "purposes": sorted(terms.purposes),

@@ -85,6 +85,7 @@ class Item:
     core_digest: bytes
     title: str
     tlp: Tlp
+    issued_at: datetime
     state: InboxState
     retain_until: datetime | None
     received_at: datetime
@@ -410,6 +411,7 @@ def _item(row: Row[Any], now: datetime) -> Item:
         core_digest=row.core_digest,
         title=title,
         tlp=Tlp(row.tlp),
+        issued_at=row.issued_at,
         state=state,
         retain_until=row.retain_until,
         received_at=row.received_at,

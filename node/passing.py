@@ -8,17 +8,17 @@ node is taken back from those to whom it was passed on. Only what may be worked 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, or_, select
 
 from federation.agreement import Agreement
-from federation.entries import Delivery
+from federation.entries import Delivery, Withdrawal
 from federation.entries import read as read_entry
-from federation.errors import HeldError, TermsError, UsageError
+from federation.errors import HeldError, NotFoundError, TermsError, UsageError
 from federation.grant import Grant
-from federation.keyring import Card
+from federation.keyring import Card, unverified
 from federation.model import Category, Element, NodeId
 from federation.outbound import present
-from node import feeds, ledger, relays, releases, statements
+from node import erasures, feeds, ledger, relays, releases, statements
 from node.agreements import in_force
 from node.alarms import Alarm, raise_alarm, raise_faults
 from node.cards import introduce
@@ -29,12 +29,13 @@ from node.peers import trusted_card, trusted_cards
 from node.people import Post
 from node.relays import Received
 from node.releases import Outcome, gain
-from node.store.database import read, write
-from node.store.tables import inbox, out_entries, out_feeds
+from node.store.database import read, record, scrub, write
+from node.store.tables import inbox, out_entries, peers
 from node.store.tables import ledger as ledger_table
 
-_UPSTREAM = "withdrawn-upstream"
+_BY_HAND, _UPSTREAM = "withdrawn-by-hand", "withdrawn-upstream"
 _VERSION = 2  # an older node takes nothing that its sender has not issued
+_MOST_DIGITS = 18  # of a number that a database can hold
 KeepBack = Callable[[Element], bool]
 
 
@@ -71,32 +72,54 @@ def pass_on(
     return item, outcomes
 
 
+def withdraw(node: Node, reference: str, peer: NodeId) -> tuple[int, ...]:
+    """Takes back what was passed on to a peer: one revision by its number in the inbox, or all of them by their name.
+
+    Returns the entries. Raises NotFoundError, and HeldError when law forbids even to say so.
+    """
+    node.allow(Post.ANALYST)
+    card = trusted_card(node, peer)
+    with write(node.engine) as tx:
+        epochs = erasures.standing(tx, received=_every_item(tx, reference)).get(peer, {})
+        for epoch, seqs in epochs.items():
+            _take_back(node, tx, card, epoch, seqs, _BY_HAND, by=node.actor)
+    if not epochs:
+        raise NotFoundError(f"nothing that was passed on of {reference} stands in the feed to {peer}")
+    scrub(node.engine)
+    return tuple(seq for seqs in epochs.values() for seq in seqs)
+
+
 def follow_withdrawal(node: Node, tx: Connection, feed: int, seqs: tuple[int, ...]) -> None:
     """A sender took entries of its feed back: so does this node, from everybody to whom it has passed them on.
 
-    Where a peer may not even be told so, an alarm tells a person; serving would take them back all the same.
+    Where a peer may not even be told so, an alarm tells a person; it is never served (I11). The caller scrubs.
     """
-    newest = select(func.max(out_feeds.c.id)).group_by(out_feeds.c.peer)
-    rows = tx.execute(
-        select(out_feeds.c.peer, out_entries.c.seq)
-        .join(out_entries, out_entries.c.feed == out_feeds.c.id)
-        .join(inbox, inbox.c.id == out_entries.c.inbox)
-        .where(
-            inbox.c.feed == feed,
-            inbox.c.seq.in_(seqs),
-            out_entries.c.data.is_not(None),
-            out_feeds.c.id.in_(newest),
-        )
-        .order_by(out_feeds.c.peer, out_entries.c.seq)
-    ).all()
-    cards = trusted_cards(tx)
-    for peer in sorted({row.peer for row in rows} & cards.keys()):
-        going = tuple(row.seq for row in rows if row.peer == peer)
+    items = tx.execute(select(inbox.c.id).where(inbox.c.feed == feed, inbox.c.seq.in_(seqs))).scalars().all()
+    cards = map(unverified, tx.execute(select(peers.c.card).where(peers.c.direct == 1)).scalars())
+    by_peer = {card.node: card for card in cards}  # whoever is distrusted finds it in the feed if that changes
+    for peer, epochs in sorted(erasures.standing(tx, received=items).items()):
         try:
             with tx.begin_nested():
-                releases.take_back(node, tx, cards[peer], going, _UPSTREAM, by=feeds.POLICY)
+                for epoch, going in epochs.items():
+                    _take_back(node, tx, by_peer[peer], epoch, going, _UPSTREAM, by=feeds.POLICY)
         except HeldError:
             raise_alarm(tx, Alarm.HELD, f"{peer} withdrawal", "what was passed on cannot be taken back", node.clock())
+
+
+def _take_back(
+    node: Node, tx: Connection, card: Card, epoch: int, seqs: tuple[int, ...], reason: str, *, by: str
+) -> None:
+    place = erasures.erase(node, tx, card, epoch, Withdrawal(seqs, reason), {"reason": reason}, by=by)
+    detail = f"entries {', '.join(map(str, seqs))} by {place.seq}"
+    record(tx, at=node.clock(), by=by, act="relay.withdraw", subject=card.node, detail=detail)
+
+
+def _every_item(tx: Connection, reference: str) -> tuple[int, ...]:
+    """The inbox items that a person means: all deliveries of one revision by a number, of all by a name."""
+    meant = or_(inbox.c.name == reference, inbox.c.origin + "/" + inbox.c.name == reference)
+    if reference.isascii() and reference.isdecimal() and len(reference) <= _MOST_DIGITS:  # no peer can name a number
+        meant = inbox.c.core_digest.in_(select(inbox.c.core_digest).where(inbox.c.id == int(reference)))
+    return tuple(tx.execute(select(inbox.c.id).where(meant)).scalars())
 
 
 def _named(node: Node, reference: str, to: Iterable[NodeId]) -> tuple[Item, tuple[Card, ...]]:

@@ -76,8 +76,26 @@ def export(
     now = node.clock()
     with read(node.engine) as tx:
         number, count = _chosen(node, reference, peer, revision, entry, epoch)
-        histories = _histories(node, tx)
-        evidence, told = _evidence(tx, number)
+        try:
+            data, shown = _made(node, tx, number, now)
+        except RemoteError as e:
+            raise HeldError(f"{_FAULTY}: {e}; {_LOOK}") from e
+    with write(node.engine) as tx:
+        record(
+            tx,
+            at=now,
+            by=node.actor,
+            act="proof.export",
+            subject=shown.account.name,
+            detail=f"{peer} {shown.account.seq}",
+        )
+    return Exported(data, shown, count)
+
+
+def _made(node: Node, tx: Connection, number: int, now: datetime) -> tuple[bytes, Shown]:
+    """The file on one row of the ledger, and what it shows. Raises a RemoteError for what does not hold."""
+    histories = _histories(node, tx)
+    evidence, told = _evidence(tx, number)
     signer = node.keys.signer(Role.ISSUE, node.card, now)
     wanted = [*_wanted(told, evidence), (told.sender, Role.ISSUE, lambda k: k.kid == signer.kid and k.valid_at(now))]
     chosen = _chosen_cards(histories, told, wanted)
@@ -85,13 +103,7 @@ def export(
     at = None if evidence.receipt is None else _time(evidence.receipt.note, told.peer, chosen)
     data = proof.sign(evidence, at, now, kid=signer.kid, sign_bytes=signer.sign)
     anchors = [held.document for history in histories.values() for held in history]
-    try:
-        shown = proof.verify(data, anchors, node.labels)
-    except RemoteError as e:
-        raise HeldError(f"{_FAULTY}: {e}; {_LOOK}") from e
-    with write(node.engine) as tx:
-        record(tx, at=now, by=node.actor, act="proof.export", subject=told.name, detail=f"{peer} {told.seq}")
-    return Exported(data, shown, count)
+    return data, proof.verify(data, anchors, node.labels)
 
 
 def _chosen(

@@ -97,6 +97,8 @@ def _entry(entry: Any, item: Any, walk: _Walk) -> Iterator[str]:
         yield f"it counts as {outcome}, and {'no' if item is None else 'an'} inbox item was filed from it"
     if item is not None and (item.state in _GONE) is not (entry.data is None):
         yield f"its bytes are {'not' if entry.data is None else 'still'} here, and the inbox item counts otherwise"
+    if item is not None and item.received_at != entry.received_at:
+        yield "it came at another time than the inbox item says"
     if entry.data is None or outcome in _SET_ASIDE:
         return
     envelope = entries.read(entry.data)
@@ -108,10 +110,10 @@ def _entry(entry: Any, item: Any, walk: _Walk) -> Iterator[str]:
     if isinstance(body, (Withdrawal, RecallOrder, Purge)) and not (isinstance(body, Withdrawal) and body.feed):
         walk.named.update(body.seqs)
     if isinstance(body, Delivery) and item is not None:
-        yield from _item(item, body, entry.received_at, walk.origin)
+        yield from _item(item, body, walk.origin)
 
 
-def _item(item: Any, delivery: Delivery, received_at: object, origin: str) -> Iterator[str]:
+def _item(item: Any, delivery: Delivery, origin: str) -> Iterator[str]:
     """The inbox item says what the entry says."""
     core = sdjwt.read_header_and_payload(delivery.presentation.core)
     claims = sdjwt.process(core.payload, delivery.presentation.disclosures).claims
@@ -123,7 +125,6 @@ def _item(item: Any, delivery: Delivery, received_at: object, origin: str) -> It
         "tlp": allowed.tlp,
         "issued_at": datetime.fromtimestamp(core.payload["iat"], UTC),
         "retain_until": delivery.terms.retain_until,
-        "received_at": received_at,
     }
     for name, value in said.items():
         if getattr(item, name) != value:

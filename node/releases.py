@@ -36,6 +36,10 @@ from node.store.tables import ledger, out_entries
 _GAIN = {Form.FULL: 2, Form.GENERALISED: 1, Form.WITHHELD: 0}
 ANSWERS_RECALLS: Final = 2  # the protocol version from which on a node answers for what it purged
 _TOO_OLD: Final = "it speaks protocol version 1, which cannot answer a recall: it must be upgraded before it gets this"
+_KEY_IS_OVER: Final = (
+    "the key that signed this revision has ended or was retired, so nobody takes it any more: make and release the next"
+    " one with apostille advisory revise --from-issued"
+)
 _NO_LONGER_PERMITTED = "no-longer-permitted"
 _BY_HAND = "withdrawn-by-hand"
 _DELIVERED: Final = (  # entries whose bytes stand, each with its row of the ledger
@@ -210,6 +214,8 @@ def _judge_under(node: Node, own: OwnAdvisory, card: Card, agreement: Agreement 
         return Outcome(card.node, decision, None, held, None)
     if card.speaks < ANSWERS_RECALLS and (own.handling.tlp is Tlp.RED or own.handling.tier is Tier.DUAL_USE):
         return Outcome(card.node, decision, None, _TOO_OLD, None)
+    if not advisories.can_be_verified(node, own):
+        return Outcome(card.node, decision, None, _KEY_IS_OVER, None)
     try:
         presented = present(own, decision)
     except HeldError as e:

@@ -63,14 +63,18 @@ def expire(node: Node, *, by: str = feeds.POLICY) -> Ended:
 
     A peer that law does not let us tell keeps its entries in our feed, which are never served; that raises an alarm.
     """
-    if not ended(node):
-        return Ended((), (), {})
-    with write(node.engine) as tx:
-        found = _ended(tx, node.clock())
-        _erase_received(node, tx, found, by)
-        kept_back = {where for where, seqs in found.sent.items() if not _erase_sent(node, tx, *where, seqs, by)}
+    found = ended(node)
+    if not found:
+        return found
+    with write(node.engine) as tx:  # what went meanwhile is left out; what had ended has ended still
+        items = _erase_items(tx, found.items)
+        set_aside = tuple(place for place in found.set_aside if _erase_entry(tx, place))
+        sent = {where: _erase_sent(node, tx, *where, seqs, by) for where, seqs in found.sent.items()}
+        if items or set_aside:
+            detail = f"{len(items)} items, {len(set_aside)} entries set aside"
+            record(tx, at=node.clock(), by=by, act="purge.received", subject=node.id, detail=detail)
     scrub(node.engine)
-    return Ended(found.items, found.set_aside, {w: seqs for w, seqs in found.sent.items() if w not in kept_back})
+    return Ended(items, set_aside, {where: seqs for where, seqs in sent.items() if seqs})
 
 
 def purge(node: Node) -> Ended:
@@ -81,10 +85,14 @@ def purge(node: Node) -> Ended:
 
 def _ended(tx: Connection, now: datetime) -> Ended:
     items = select(inbox_table.c.id).where(inbox_table.c.retain_until <= now, inbox_table.c.state.not_in(_GONE))
-    sent: dict[tuple[NodeId, int], tuple[int, ...]] = {}
+    sent: dict[tuple[NodeId, int], list[int]] = {}
     for peer, epoch, seq in _ended_deliveries(tx, now):
-        sent[peer, epoch] = (*sent.get((peer, epoch), ()), seq)
-    return Ended(tuple(tx.execute(items).scalars()), tuple(_ended_aside(tx, now)), sent)
+        sent.setdefault((peer, epoch), []).append(seq)
+    return Ended(
+        tuple(tx.execute(items.order_by(inbox_table.c.id)).scalars()),
+        tuple(_ended_aside(tx, now)),
+        {where: tuple(seqs) for where, seqs in sent.items()},
+    )
 
 
 def _ended_deliveries(tx: Connection, now: datetime) -> Iterator[tuple[NodeId, int, int]]:
@@ -118,36 +126,50 @@ def _ended_aside(tx: Connection, now: datetime) -> Iterator[tuple[int, int]]:
             yield row.feed, row.seq
 
 
-def _erase_received(node: Node, tx: Connection, found: Ended, by: str) -> None:
-    places = list(found.set_aside)
-    for some in _batches(found.items):
-        these = inbox_table.c.id.in_(some)
-        rows = tx.execute(select(inbox_table.c.feed, inbox_table.c.seq).where(these))
-        places += [(row.feed, row.seq) for row in rows]
+def _erase_items(tx: Connection, items: tuple[int, ...]) -> tuple[int, ...]:
+    gone: list[int] = []
+    for some in _batches(items):
+        these = inbox_table.c.id.in_(some) & inbox_table.c.state.not_in(_GONE)
+        rows = tx.execute(select(inbox_table.c.id, inbox_table.c.feed, inbox_table.c.seq).where(these)).all()
         inbox.forget(tx, select(inbox_table.c.id).where(these), InboxState.EXPIRED)
-    for feed, seq in places:
-        tx.execute(
-            update(in_entries)
-            .where(in_entries.c.feed == feed, in_entries.c.seq == seq)
-            .values(data=None, outcome=Disposition.EXPIRED)
-        )
-    if places:
-        detail = f"{len(found.items)} items, {len(found.set_aside)} entries set aside"
-        record(tx, at=node.clock(), by=by, act="purge.received", subject=node.id, detail=detail)
+        for row in rows:
+            _erase_entry(tx, (row.feed, row.seq))
+        gone.extend(row.id for row in rows)
+    return tuple(gone)
 
 
-def _erase_sent(node: Node, tx: Connection, peer: NodeId, epoch: int, seqs: tuple[int, ...], by: str) -> bool:
+def _erase_entry(tx: Connection, place: tuple[int, int]) -> bool:
+    """Erases the bytes of a received entry; returns whether they were there."""
+    feed, seq = place
+    changed = tx.execute(
+        update(in_entries)
+        .where(in_entries.c.feed == feed, in_entries.c.seq == seq, in_entries.c.data.is_not(None))
+        .values(data=None, outcome=Disposition.EXPIRED)
+    )
+    return changed.rowcount == 1
+
+
+def _erase_sent(
+    node: Node, tx: Connection, peer: NodeId, epoch: int, seqs: tuple[int, ...], by: str
+) -> tuple[int, ...]:
     card = unverified(tx.execute(select(peers.c.card).where(peers.c.node == peer)).scalar_one())
-    kind, now = Purge if card.speaks > 1 else Withdrawal, node.clock()
+    kind, feed = Purge if card.speaks > 1 else Withdrawal, feeds.out_feed(tx, peer, epoch).id
+    standing = (out_entries.c.feed == feed) & out_entries.c.data.is_not(None)
+    told: list[int] = []
     try:
         for some in _batches(seqs):
-            erasures.erase(node, tx, card, epoch, kind(some, ENDED), {"reason": ENDED}, by=by)
+            query = select(out_entries.c.seq).where(standing, out_entries.c.seq.in_(some)).order_by(out_entries.c.seq)
+            these = tuple(tx.execute(query).scalars())
+            if these:
+                erasures.erase(node, tx, card, epoch, kind(these, ENDED), {"reason": ENDED}, by=by)
+                told.extend(these)
     except HeldError as e:
-        record(tx, at=now, by=feeds.POLICY, act="purge.held", subject=peer, detail=str(e))
-        raise_alarm(tx, Alarm.HELD, f"{peer} purge", "a purge may not be told to this peer", now)
-        return False
-    record(tx, at=now, by=by, act="purge.sent", subject=peer, detail=f"{len(seqs)} entries, epoch {epoch}")
-    return True
+        record(tx, at=node.clock(), by=feeds.POLICY, act="purge.held", subject=peer, detail=str(e))
+        raise_alarm(tx, Alarm.HELD, f"{peer} purge", "a purge may not be told to this peer", node.clock())
+    if told:
+        detail = f"{len(told)} entries, epoch {epoch}"
+        record(tx, at=node.clock(), by=by, act="purge.sent", subject=peer, detail=detail)
+    return tuple(told)
 
 
 def _batches(values: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

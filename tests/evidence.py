@@ -14,9 +14,10 @@ from federation.errors import AwaitsSecondError
 from federation.keyring import for_newcomers
 from federation.model import NodeId, Role, instant_text
 from federation.recall import Reason
-from node import acts, approvals, inbox, passing, proofs, recalls, releases, retention, rotation
+from node import acts, approvals, inbox, owncard, passing, proofs, recalls, releases, retention, rotation
 from node.context import Node
 from node.rotation import Change
+from node.store.database import read
 from tests.chains import Chain, give, join, make_chain
 from tests.nodes import DE, FR, IN, document, import_document
 
@@ -38,9 +39,13 @@ class History:
         sender, recipient = self.releases[name]
         return proofs.export(self.chain[sender], name.partition(" ")[0], recipient)
 
-    def cards(self) -> list[bytes]:
-        """The current card of each node, as it would be handed out."""
-        return [for_newcomers(node.card_bytes) for node in self.chain.nodes.values()]
+    def cards(self, *, newest: bool = False) -> list[bytes]:
+        """The cards of each node, as they were handed out: all that it ever had, or the newest."""
+        found = []
+        for node in self.chain.nodes.values():
+            with read(node.engine) as tx:
+                found += [for_newcomers(document) for document in owncard.history(tx)[-1 if newest else 0 :]]
+        return found
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def send_test(as_json: make.AsJson = False) -> None:
         raise UsageError(
             f"there is no address: write one to a line into {path}, such as mailto://..., and run chmod 600"
         )
-    message = courier.test_message(node)
+    message = courier.trial_message(node)
     done = [(address, courier.send(address, message)) for address in found]
     with write(node.engine) as tx:
         detail = f"{sum(taken for _, taken in done)} of {len(done)} took it"

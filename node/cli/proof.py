@@ -55,6 +55,11 @@ def export(
             f"It shows revision {told.revision}, entry {told.seq}, one of {made.releases} releases to {told.peer};"
             " --revision, --entry and --epoch choose another."
         )
+    for node in sorted({told.sender, told.peer, told.origin}):
+        roots = {v.card.roots: v.card.version for v in made.shown.cards if v.card.node == node}
+        if len(roots) > 1:
+            versions = " and ".join(map(str, sorted(roots.values())))
+            screen.note(f"{node} has changed its root keys: to check it takes cards {versions} of that node.")
     if made.shown.acknowledged is None:
         screen.note(f"It has no receipt: {told.peer} has not acknowledged this entry.")
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from federation.errors import HeldError
+from federation.errors import HeldError, UsageError
 from node.cli import exits, make, screen, session
 
 app = make.single()
@@ -15,6 +15,7 @@ app = make.single()
     "relay",
     "apostille relay 3 --to cert.in.example --preview",
     "apostille relay 3 --to cert.in.example --withhold exploit --withhold /csaf/document/notes/1",
+    "apostille relay 3 --to cert.in.example --withdraw",
 )
 def relay(
     reference: Annotated[str, typer.Argument(metavar="ID", help="Its number in `inbox list`, or its name.")],
@@ -23,6 +24,7 @@ def relay(
         list[str] | None,
         typer.Option(metavar="CATEGORY|PATH", help="Keep parts of this kind, or below this path, back."),
     ] = None,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take back what was passed on to these peers.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Show what would be passed on; send nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show every part, not only the rules.")] = False,
     as_json: make.AsJson = False,
@@ -36,6 +38,9 @@ def relay(
     from node import passing
     from node.cli import releasing
 
+    if withdraw:
+        _withdraw(reference, to, as_json=as_json, alone=not (withhold or preview))
+        return
     act = passing.preview if preview else passing.pass_on
     item, outcomes = act(session.node(), reference, map(NodeId, to), withhold or ())
     if not preview and any(outcome.seq is not None for outcome in outcomes):
@@ -56,3 +61,20 @@ def relay(
         raise HeldError(f"{item.name} is held for {', '.join(held)}: a person must look at why")
     if all(outcome.seq is None for outcome in outcomes):
         raise exits.RefusedError(f"nothing of {item.name} was passed on; the table says by which rules")
+
+
+def _withdraw(reference: str, to: list[str], *, as_json: bool, alone: bool) -> None:
+    """Raises UsageError where more was asked for than that."""
+    from federation.model import NodeId
+    from node import passing
+
+    if not alone:
+        raise UsageError("--withdraw takes back all of it: it goes with neither --withhold nor --preview")
+    node = session.node()
+    taken = {peer: passing.withdraw(node, reference, NodeId(peer)) for peer in to}
+    session.wake()
+    if as_json:
+        screen.emit([{"peer": peer, "entries": entries} for peer, entries in taken.items()])
+        return
+    for peer, entries in taken.items():
+        screen.note(f"Taken back from {peer}: entry {', '.join(map(str, entries))}.")

@@ -403,7 +403,7 @@ def test_text_that_was_not_made_storable_stops_nothing(store: Store) -> None:
 
 @pytest.fixture
 def erasable(store: Store) -> tuple[Engine, int]:
-    """A store with one received entry whose bytes are known."""
+    """A store with one entry that stays, and others whose bytes are known."""
     engine = store.open()
     with write(engine) as tx:
         enrol(tx)
@@ -411,8 +411,8 @@ def erasable(store: Store) -> tuple[Engine, int]:
         more = {"pending": [], "cosigned": 0, "restored": 0}
         number = tx.execute(insert(in_feeds).values(**values, **more).returning(in_feeds.c.id)).scalar_one()
         kept = {"feed": number, "leaf_hash": b"h", "outcome": "admitted", "received_at": NOW}
-        tx.execute(insert(in_entries).values(seq=0, data=NEEDLE * 8, **kept))
-        tx.execute(insert(in_entries).values(seq=1, data=b"something else " * 8, **kept))
+        for seq in range(9):
+            tx.execute(insert(in_entries).values(seq=seq, data=NEEDLE * 8 if seq else b"something else " * 8, **kept))
     return engine, number
 
 
@@ -421,7 +421,7 @@ NEEDLE = b"NEEDLE-IN-THE-FILES-8d1f"
 
 def erase(engine: Engine, number: int) -> None:
     with write(engine) as tx:
-        tx.execute(update(in_entries).where(in_entries.c.feed == number, in_entries.c.seq == 0).values(data=None))
+        tx.execute(update(in_entries).where(in_entries.c.feed == number, in_entries.c.seq > 0).values(data=None))
     scrub(engine)
 
 
@@ -445,7 +445,7 @@ def test_what_was_erased_cannot_be_read_any_more(store: Store, erasable: tuple[E
     erase(engine, number)
     with read(engine) as tx:
         rows = tx.execute(select(in_entries.c.data).order_by(in_entries.c.seq)).scalars().all()
-    assert rows == [None, b"something else " * 8]
+    assert rows == [b"something else " * 8, *[None] * 8]
 
 
 @SEVERAL

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from federation.errors import HeldError, NotAllowedError, UsageError
 from federation.model import NodeId
-from node import agreements, inbox, ledger, lock, main, people, sync
+from node import agreements, inbox, incidents, ledger, lock, main, people, sync, verify
 from node.context import Node
 from node.inbox import InboxState
 from node.store import database
@@ -248,6 +248,25 @@ def test_they_go_on_exchanging_and_their_histories_are_one(world: World) -> None
     after = acts(world, FR)
     assert after[: len(before)] == before
     assert [act for act, _ in after[len(before) :]].count("release") == 2  # to DE, and to IN, which has not come yet
+
+
+@pytest.mark.invariant("I14")
+def test_what_was_carried_over_agrees_with_itself_and_with_what_peers_signed(world: World) -> None:
+    found = verify.verify(world[FR])
+    assert found.findings == ()
+    assert found.ledger_rows == 18
+    cheated = {finding.place for finding in verify.verify(world[DE]).findings}  # DE sent two entries without account
+    assert cheated == {f"entry {seq} of {DE}/feeds/{FR}/1" for seq in (5, 7)}
+
+
+@pytest.mark.invariant("I8")
+def test_what_speaks_against_a_peer_proves_itself(world: World) -> None:
+    found = {incident.kind: incident for incident in incidents.all_incidents(world[FR])}
+    assert {kind: (incident.peer, incident.proves_itself) for kind, incident in found.items()} == {
+        "FORK": (IN, True),
+        "EQUIVOCATION": (DE, True),
+    }
+    assert incidents.all_incidents(world[DE]) == ()
 
 
 def test_what_was_there_is_there(world: World) -> None:

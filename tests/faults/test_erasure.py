@@ -22,11 +22,11 @@ from sqlalchemy import select, update
 from federation import merkle
 from federation.checkpoint import Checkpoint
 from federation.model import JsonObject, NodeId
+from federation.recall import Reason
 from federation.strictjson import encode
 from node import advisories, answers, feeds, inbox, passing, recalls, releases
 from node.answers import HolderState
 from node.inbox import InboxState
-from node.recalls import Reason
 from node.store.database import read, write
 from node.store.tables import in_entries, in_feeds
 from node.store.tables import inbox as inbox_table

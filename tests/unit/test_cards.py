@@ -16,7 +16,7 @@ from federation.errors import AwaitsSecondError, NotFoundError, UnreachableError
 from federation.feed import PageBytes
 from federation.keyring import Card
 from federation.model import Country, NodeId, Role
-from node import acts, agreements, approvals, cards, feeds, main, peers, prepared, rotation, sync
+from node import acts, agreements, approvals, cards, feeds, main, peers, prepared, releases, rotation, sync
 from node.alarms import Alarm
 from node.context import Node
 from node.inbox import Disposition
@@ -121,6 +121,11 @@ def test_an_older_card_changes_nothing(world: World) -> None:
         assert bring(world, older) == (Disposition.CONTROL, None)
         assert known(world).version == 3
     assert card_alarms(world) == []
+    forged = prepared.sign(
+        replace(world[FR].card, version=2, endpoint="192.0.2.66:1").payload(), world[FR].keys.roots()[:1]
+    )
+    assert bring(world, forged) == (Disposition.QUARANTINED, "BAD_SIGNATURE")
+    assert card_alarms(world) == [FR]
 
 
 @pytest.mark.invariant("I12")
@@ -429,3 +434,19 @@ def test_a_revoked_key_signs_no_new_agreement(three: World) -> None:
     three.sync(DE, FR)
     with pytest.raises(NotFoundError):
         agreements.find(three[DE], "forged-2026")
+
+
+def test_what_a_key_that_is_over_has_signed_is_not_released_but_revised(three: World) -> None:
+    agree(three)
+    fr = three[FR]
+    import_document(fr, document("A"))
+    releases.release(fr, "A", (DE,))
+    old = stolen_key(fr).kid
+    rotation.change(fr, Change(rotate=(Role.ISSUE,)))
+    assert releases.preview(fr, "A", (IN,))[1][0].held is None
+    rotation.change(fr, rotation.retire(fr, old, at_once=True))
+    _, (outcome,) = releases.release(fr, "A", (IN,))
+    assert (outcome.seq, outcome.presented) == (None, None)
+    assert "revise" in str(outcome.held)
+    import_document(fr, document("B"))
+    assert releases.release(fr, "B", (IN,))[1][0].held is None

@@ -42,6 +42,7 @@ from node import (
     releases,
     statements,
     sync,
+    verify,
 )
 from node.alarms import Alarm
 from node.approvals import State

@@ -271,18 +271,29 @@ def test_every_disclosure_is_a_row_of_the_chained_ledger(upgraded: Engine) -> No
 
 @pytest.mark.invariant("I8")
 def test_a_frozen_feed_is_an_incident_whose_heads_prove_it(upgraded: Engine) -> None:
-    (incident,) = rows(upgraded, incidents)
+    (incident,) = [row for row in rows(upgraded, incidents) if row.kind == "FORK"]
     origin = f"{IN}/feeds/{FR}/1"
     assert (incident.kind, incident.peer, incident.subject, incident.resolved_at) == ("FORK", IN, origin, None)
     evidence = decode_object(incident.evidence, max_bytes=1 << 20, what="evidence")
     (card,) = [row.card for row in before("peers") if row.node == IN]
-    assert from_b64url(evidence["card"]) == open_card(card).payload()
+    assert from_b64url(evidence["card"]) == card
     (key,) = open_card(card).note_keys(Role.FEED, origin, version_1.clock())
     ours, theirs = (open_checkpoint(from_b64url(head), origin, key) for head in evidence["heads"])
     assert ours.size == theirs.size
     assert ours.root != theirs.root
-    (alarm,) = rows(upgraded, alarms)
-    assert (alarm.kind, alarm.subject, alarm.first_at, alarm.acked_at) == ("FORK", IN, incident.opened_at, None)
+    (alarm,) = [row for row in rows(upgraded, alarms) if row.kind == "FORK"]
+    assert (alarm.subject, alarm.first_at, alarm.acked_at) == (IN, incident.opened_at, None)
+
+
+@pytest.mark.invariant("I12")
+def test_two_documents_under_one_revision_are_an_incident_that_holds_both(upgraded: Engine) -> None:
+    (incident,) = [row for row in rows(upgraded, incidents) if row.kind == "EQUIVOCATION"]
+    assert (incident.peer, incident.subject, incident.resolved_at) == (DE, "DE-2026-3/1", None)
+    evidence = decode_object(incident.evidence, max_bytes=1 << 20, what="evidence")
+    disputed = {row.core_digest for row in before("inbox") if row.state == InboxState.EQUIVOCATION}
+    assert {hashlib.sha256(core.encode()).digest() for core in evidence["cores"]} == disputed
+    assert len(disputed) == 2
+    assert [row.subject for row in rows(upgraded, alarms) if row.kind == "EQUIVOCATION"] == [DE]
 
 
 def test_the_own_card_moves_from_its_file_into_the_database(tmp_path: Path) -> None:

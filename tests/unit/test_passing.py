@@ -10,19 +10,20 @@ from sqlalchemy import select, update
 
 from federation import entries
 from federation.entries import ErasedItem, Withdrawal
-from federation.errors import HeldError, NotFoundError, UsageError
+from federation.errors import HeldError, NotAllowedError, NotFoundError, UsageError
 from federation.model import Country, NodeId
 from federation.policy.engine import rule_book
 from federation.policy.packs import load_pack
-from node import inbox, ledger, main, overview, passing, peers, releases
+from node import inbox, ledger, main, overview, passing, peers, relays, releases
 from node.context import Node
 from node.inbox import Disposition, InboxState
 from node.ledger import Act
+from node.people import Post
 from node.rpc import tls
 from node.store.database import read, write
 from node.store.tables import alarms
 from node.store.tables import inbox as inbox_table
-from tests.chains import KE, NAME, Chain, arrived, give, join, last_entry, make_chain, pass_on, send
+from tests.chains import KE, NAME, Chain, acts, arrived, give, join, last_entry, make_chain, pass_on, send
 from tests.nodes import DE, FR, IN, document, files_hold, history, import_document
 
 ONWARD = {"tlp": "GREEN", "onward": "peers"}
@@ -173,6 +174,44 @@ def test_what_its_origin_takes_back_is_taken_back_from_everybody_to_whom_it_was_
     chain.close()
 
 
+def test_a_person_takes_back_what_was_passed_on(chain: Chain) -> None:
+    item = send(chain, notes=(SECRET,))
+    give(chain)
+    entry = pass_on(chain, item)
+    chain.sync(IN, DE)
+    with pytest.raises(NotFoundError, match="nothing that was passed on"):
+        passing.withdraw(chain[DE], "OTHER", IN)
+    with pytest.raises(NotFoundError, match="nothing that was passed on"):
+        passing.withdraw(chain[DE], "9" * 30, IN)
+    assert passing.withdraw(chain[DE], str(item), IN) == (entry.seq,)
+    assert acts(chain, DE, "relay.withdraw")[0][1:3] == ("alice", IN)
+    assert files_hold(chain[IN], SECRET.encode())
+    assert chain.sync(IN, DE).counts == {Disposition.CONTROL: 1}
+    assert inbox.items(chain[IN]) == ()
+    assert not files_hold(chain[IN], SECRET.encode())
+    assert [found.state for found in inbox.items(chain[DE])] == [InboxState.CURRENT]  # here it is used as before
+    with pytest.raises(NotFoundError):
+        passing.withdraw(chain[DE], NAME, IN)
+    assert pass_on(chain, item).already is False  # and it can be passed on anew
+    chain.nodes[DE] = replace(chain[DE], people={"alice": frozenset((Post.OPERATOR,))})
+    with pytest.raises(NotAllowedError):
+        passing.withdraw(chain[DE], NAME, IN)
+
+
+def test_whoever_is_distrusted_finds_what_was_taken_back_when_it_is_trusted_again(chain: Chain) -> None:
+    item = send(chain, notes=(SECRET,))
+    give(chain)
+    pass_on(chain, item)
+    chain.sync(IN, DE)
+    peers.distrust(chain[DE], IN)
+    with write(chain[FR].engine) as tx:
+        place = tuple(row.seq for row in ledger.rows(chain[FR], DE))
+        releases.take_back(chain[FR], tx, chain[DE].card, place, "withdrawn-by-hand", by="alice")
+    chain.sync(DE, FR)
+    assert [body.reason for body in withdrawals(chain)] == ["withdrawn-upstream"]
+    assert not files_hold(chain[DE], SECRET.encode())  # nothing of it is left here
+
+
 @pytest.mark.invariant("I15")
 def test_a_disputed_advisory_stays_as_evidence_and_is_taken_back_from_others_all_the_same(chain: Chain) -> None:
     item = send(chain)
@@ -283,6 +322,8 @@ def test_what_has_had_its_time_is_not_passed_on(tmp_path: Path) -> None:
     chain.clock.move(days=10)
     with pytest.raises(HeldError, match="retention ended"):
         pass_on(chain, item)
+    with read(chain[DE].engine) as tx, pytest.raises(HeldError, match="retention has ended"):
+        relays.received(chain[DE], tx, item)
     chain.close()
 
 

@@ -369,7 +369,7 @@ def test_what_is_passed_on_is_valid_csaf_or_stays(chain: Chain) -> None:
 
 @pytest.mark.invariant("I4")
 def test_what_came_as_no_valid_csaf_goes_no_further(chain: Chain) -> None:
-    """A receiver takes what an origin signed as it is; that all of it passes is no reason to believe that it is whole."""
+    """A receiver takes what was signed as it is; that all of it may pass is no reason to believe that it is whole."""
     item = send(chain)
     sent = last_delivery(chain, FR, DE)
     raws = sent.presentation.disclosures

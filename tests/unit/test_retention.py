@@ -21,12 +21,13 @@ from node.ledger import Act
 from node.people import Post
 from node.scheduler import Polls
 from node.store import tables
-from node.store.database import read, write
+from node.store.database import read, scrub, write
 from tests.chains import Chain, give, join, make_chain, pass_on, send
 from tests.nodes import (
     AGREEMENT,
     DE,
     FR,
+    IN,
     World,
     agree,
     append_by_hand,
@@ -40,7 +41,7 @@ from tests.nodes import (
     terms_for,
     terms_text,
 )
-from tests.unit.test_recalls import BYTES, IN, SECRET, forbidding, make_old
+from tests.unit.test_recalls import BYTES, SECRET, forbidding, make_old
 
 DAYS = 10
 
@@ -70,7 +71,7 @@ def forget_own(world: World) -> None:
             .where(tables.advisories.c.core.is_not(None))
             .values(disclosures=b"", title="gone", core=b"gone")
         )
-    retention.scrub(world[FR].engine)
+    scrub(world[FR].engine)
 
 
 def erased(world: World, seq: int) -> entries.Body:

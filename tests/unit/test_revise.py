@@ -10,14 +10,14 @@ from sqlalchemy import select
 
 from federation import strictjson
 from federation.errors import AwaitsSecondError, MalformedError, NotAllowedError, NotFoundError, UsageError
-from federation.model import Category, JsonObject, NodeId, Tlp
+from federation.model import Category, Country, JsonObject, NodeId, Tlp
+from federation.recall import Reason
 from node import advisories, answers, inbox, ledger, overview, recalls, releases, revisions
 from node.advisories import State
 from node.answers import HolderState
 from node.inbox import InboxState
 from node.ledger import Act
 from node.people import Post
-from node.recalls import Reason
 from node.revisions import OldHolder
 from node.store import tables
 from node.store.database import read
@@ -168,7 +168,7 @@ def test_handling_that_the_file_does_not_give_is_as_before(world: World) -> None
     before = advisories.all_advisories(world[FR])[0].handling
     assert revise(world, later("X", "2")).made.advisory.handling == before
     changed = revise(world, later("X", "2"), handling={"storage": ["FR"]}).made.advisory.handling
-    assert changed == replace(before, storage=frozenset(("FR",)))
+    assert changed == replace(before, storage=frozenset((Country("FR"),)))
     assert revise(world, later("X", "2", title="T"), tlp=Tlp.GREEN).made.advisory.handling.tlp is Tlp.GREEN
     labelled = later("X", "2")
     labelled["document"]["distribution"] = {"tlp": {"label": "AMBER"}}

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from federation import jws, keyring
 from federation.checkpoint import Checkpoint, VerifierKey, open_checkpoint
@@ -46,19 +46,22 @@ from node.checkup import Verdict
 from node.context import Node
 from node.people import Post
 from node.rotation import Change
-from node.store.database import read
+from node.store.database import read, write
+from node.store.tables import approvals as approvals_table
 from node.store.tables import audit, in_entries
 from node.store.tables import peers as peers_table
 from tests.nodes import (
     DE,
     FR,
     IN,
+    PEOPLE,
     LyingLink,
     World,
     agree,
     arrived,
     document,
     import_document,
+    make_node,
     make_world,
     release,
     reopen,
@@ -607,6 +610,21 @@ def test_a_change_of_roots_that_was_asked_for_is_void_once_another_card_was_inst
     assert (fr.card.version, len(fr.card.roots.keys)) == (2, 3)
 
 
+@pytest.mark.invariant("I13")
+def test_the_second_person_approves_the_very_card_that_was_asked_for(world: World) -> None:
+    fr = world[FR]
+    asked_for, other = (rotation.new_roots(fr, 2, 1) for _ in range(2))
+    with pytest.raises(AwaitsSecondError) as asked:
+        rotation.install(fr, asked_for, "yearly")
+    with write(fr.engine) as tx:
+        row = tx.execute(select(approvals_table)).one()
+        put_in_its_place = {**row.arguments, "arguments": {**row.arguments["arguments"], "document": other.decode()}}
+        tx.execute(update(approvals_table).values(arguments=put_in_its_place))
+    with pytest.raises(ConflictError, match="void"):
+        approve(fr, asked.value.number)
+    assert fr.card.version == 1
+
+
 @pytest.mark.parametrize("missing", ["old", "new"])
 def test_neither_the_old_root_keys_nor_the_new_change_roots_alone(world: World, missing: str) -> None:
     fr = world[FR]
@@ -661,7 +679,7 @@ def test_a_peer_that_was_away_follows_a_change_of_roots_and_all_that_came_after(
     assert (arrived(world), peers.trusted_card(world[DE], FR)) == (["A"], fr.card)
 
 
-def test_a_newcomer_verifies_the_exported_card_by_the_new_roots_alone(world: World) -> None:
+def test_a_newcomer_verifies_the_exported_card_by_the_new_roots_alone(world: World, tmp_path: Path) -> None:
     fr = world[FR]
     change_roots(fr)
     with pytest.raises(SignatureError):  # it names root keys that a newcomer has never seen
@@ -671,6 +689,10 @@ def test_a_newcomer_verifies_the_exported_card_by_the_new_roots_alone(world: Wor
     assert peers.trusted_card(world[DE], FR) == fr.card
     peers.enrol(world[DE], keyring.for_newcomers(fr.card_bytes))  # the same card, with fewer signatures
     assert peers.trusted_card(world[DE], FR) == fr.card
+    newcomer = replace(make_node(tmp_path / "newcomer", IN, "IN"), actor="alice", people=PEOPLE)
+    peers.enrol(newcomer, fr.card_bytes)  # all signatures, of which it can check half
+    assert peers.trusted_card(newcomer, FR) == fr.card
+    newcomer.engine.dispose()
 
 
 def test_doctor_finds_key_files_that_no_card_names(world: World) -> None:

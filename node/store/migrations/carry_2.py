@@ -2,7 +2,8 @@
 
 Feeds get numbers and an epoch, and entries and inbox follow them. Every disclosure becomes a row of the chained ledger,
 with what took it back and the receipt that is held, in the order in which they happened; the rows say that they were
-carried over, for they are chained now and were not then. A feed that was frozen becomes an incident.
+carried over, for they are chained now and were not then. A feed that was frozen becomes an incident, and so do two
+documents under one revision.
 """
 
 import hashlib
@@ -33,8 +34,8 @@ from federation import entries, sdjwt, strictjson
 from federation.base64url import b64url
 from federation.entries import Delivery, Withdrawal
 from federation.errors import RemoteError
-from federation.keyring import open_card
 from federation.model import JsonObject, Terms, instant_text
+from node.store.database import storable
 from node.store.migrations import schema_1, schema_2
 from node.store.migrations.schema_2 import (
     advisories,
@@ -71,7 +72,8 @@ def run(tx: Connection, at: datetime) -> None:
     _carry_in(tx, old)
     _carry_inbox(tx, old)
     _carry_ledger(tx, old["ledger"], at)
-    _open_incidents(tx, old["in_feeds"], at)
+    _frozen_feeds(tx, old["in_feeds"], at)
+    _disputed_revisions(tx)
     tx.execute(delete(meta).where(meta.c.key == "schema"))
     for table in old.values():
         tx.execute(text(f"DROP TABLE {table.name}"))
@@ -244,28 +246,48 @@ def _receipt(tx: Connection, feed: Row[Any]) -> Iterator[_Event]:
     yield _Event(feed.receipt_at, feed.peer, "receipt", feed, feed.receipt_size - 1, partial(dict, facts))
 
 
-def _open_incidents(tx: Connection, old: Table, at: datetime) -> None:
-    """What froze a feed, with the signed heads that show it, and an alarm for somebody to look at it."""
+def _frozen_feeds(tx: Connection, old: Table, at: datetime) -> None:
+    """What froze a feed becomes an incident, with the signed heads that show it."""
     for row in tx.execute(select(old).where(old.c.frozen.is_not(None)).order_by(old.c.peer)).all():
         frozen = (audit.c.act == "feed.frozen") & (audit.c.subject == row.peer)
         when = tx.execute(select(func.min(audit.c.at)).where(frozen)).scalar_one() or row.contact_at or at
-        card = tx.execute(select(peers.c.card).where(peers.c.node == row.peer)).scalar_one()
-        evidence = {
-            "feed": row.origin,
-            "heads": [b64url(note) for note in _notes(row.evidence or b"")],
-            "card": b64url(open_card(card).payload()),
-            **_CARRIED,
-        }
-        tx.execute(
-            insert(incidents).values(
-                kind=row.frozen,
-                peer=row.peer,
-                subject=row.origin,
-                evidence=strictjson.encode(evidence),
-                opened_at=when,
-            )
-        )
-        told = {"kind": row.frozen, "subject": row.peer, "detail": "its feed is frozen"}
+        heads = {"feed": row.origin, "heads": [b64url(note) for note in _notes(row.evidence or b"")]}
+        _open_incident(tx, row.frozen, row.peer, row.origin, heads, "its feed is frozen", when)
+
+
+def _disputed_revisions(tx: Connection) -> None:
+    """Two documents that an origin signed under one revision become an incident."""
+    mine = (in_entries.c.feed == inbox.c.feed) & (in_entries.c.seq == inbox.c.seq)
+    disputed = (inbox.c.state == "equivocation") & in_entries.c.data.is_not(None)
+    rows = tx.execute(
+        select(inbox.c.origin, inbox.c.name, inbox.c.revision, inbox.c.received_at, in_entries.c.data)
+        .join(in_entries, mine)
+        .where(disputed)
+        .order_by(inbox.c.id)
+    ).all()
+    cores: dict[tuple[str, str], set[str]] = {}
+    since: dict[tuple[str, str], datetime] = {}
+    for row in rows:
+        body = entries.read(row.data).body
+        if isinstance(body, Delivery):
+            revision = (row.origin, f"{storable(row.name)}/{row.revision}")
+            cores.setdefault(revision, set()).add(body.presentation.core.decode())
+            since[revision] = row.received_at
+    for (origin, subject), found in cores.items():
+        detail = "it signed two documents under one revision"
+        _open_incident(tx, "EQUIVOCATION", origin, subject, {"cores": sorted(found)}, detail, since[origin, subject])
+
+
+def _open_incident(
+    tx: Connection, code: str, peer: str, subject: str, evidence: JsonObject, detail: str, when: datetime
+) -> None:
+    """An incident with the peer's card as it was signed, and an alarm so that somebody looks at it."""
+    card = tx.execute(select(peers.c.card).where(peers.c.node == peer)).scalar_one()
+    kept = strictjson.encode({**evidence, "card": b64url(card), **_CARRIED})
+    tx.execute(insert(incidents).values(kind=code, peer=peer, subject=subject, evidence=kept, opened_at=when))
+    known = tx.execute(select(alarms.c.id).where(alarms.c.kind == code, alarms.c.subject == peer)).first()
+    if known is None:
+        told = {"kind": code, "subject": peer, "detail": detail}
         tx.execute(insert(alarms).values(first_at=when, last_at=when, count=1, **told))
 
 
