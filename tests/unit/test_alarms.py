@@ -48,6 +48,7 @@ from tests.nodes import (
     terms_text,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")  # imported by apprise
 PLENTY = 1 << 40  # bytes that are free on a disk
 COUNTRIES = tuple(Country(code) for code in data.countries())
 FAILS = 'Node::"nobody.example".groups.isEmpty()'  # the entity does not exist: Cedar errors on it

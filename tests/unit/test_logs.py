@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from config import settings
+from federation.errors import UsageError
 from node import logs
 
 LIBRARIES = ("apscheduler", "grpc", "asyncio")
@@ -204,6 +206,23 @@ def test_a_full_disk_loses_no_line_and_stops_nothing(tmp_path: Path) -> None:
     assert "event=after" in written[-1]
     assert len(written) == 3
     assert len(written[1]) == 20  # the one in the middle was cut off, and nothing more of it came later
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["apostille.db", "passphrase", "apostille.yaml", "serve.lock", "../node.log", "/node.log", ".log", "a\n.log"],
+)
+def test_a_log_takes_the_place_of_nothing_else_in_the_home(name: str) -> None:
+    text = "\n".join(
+        (
+            'node: cert.fr.example\njurisdiction: FR\nlisten: "127.0.0.1:7443"\nadvertise: "127.0.0.1:7443"',
+            "poll_interval_s: 60\nlaw_packs: []\nlog: {file: NAME}\n",
+        )
+    )
+    read = settings.read(text.replace("NAME", "node.log"), "apostille.yaml")
+    assert read.log == settings.LogFile("node.log", 20, 10)
+    with pytest.raises(UsageError, match=r"log: file: expected a plain name that ends in \.log"):
+        settings.read(text.replace("NAME", repr(name).replace("'", '"')), "apostille.yaml")
 
 
 def test_a_stderr_that_nobody_reads_stops_nothing() -> None:
