@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -263,13 +264,19 @@ class _Sending:
         )
 
 
-def _service(url: str) -> "NotifyBase | None":
-    """What speaks to an address; None if nothing does. Its own log, which names addresses, is silenced."""
-    import apprise
-
-    for library in (apprise.LOGGER_NAME, "urllib3"):
+@cache
+def _silence() -> None:
+    """The libraries' own logs name addresses."""
+    for library in ("apprise", "urllib3"):
         logging.getLogger(library).addHandler(logging.NullHandler())
         logging.getLogger(library).propagate = False
+
+
+def _service(url: str) -> "NotifyBase | None":
+    """What speaks to an address; None if nothing does."""
+    import apprise
+
+    _silence()
     asset = apprise.AppriseAsset(
         app_id="apostille",
         app_desc="apostille",

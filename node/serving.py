@@ -51,13 +51,13 @@ def pull(node: Node, caller: Card, ask: Ask, max_items: int = 0) -> Page:
     confirm.confirm(node, caller, ask)  # (3)
     if ask.receipt:
         feeds.accept_receipt(node, caller, ask.receipt)  # (4)
-    feeds.note_cards(node, feed, ask.cursor)
     limit = feeds.page_limit(max_items)
     with read(node.engine) as tx:
         feed = feeds.out_feed(tx, caller.node)
         if ask.cursor > feed.size:
             raise MalformedError(f"the feed has {feed.size} entries, the cursor says {ask.cursor}")
         count = len(feeds.items_after(tx, feed.id, ask.cursor, limit))
+    feeds.note_cards(node, feed, ask.cursor)
     withdraw_what_may_not_go(node, caller, range(ask.cursor, ask.cursor + count))  # (5)
     with read(node.engine) as tx:
         feed = feeds.out_feed(tx, caller.node)

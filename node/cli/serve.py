@@ -10,7 +10,8 @@ def serve() -> None:
     """Runs the node in the foreground: answers peers, fetches what they have. Stops cleanly at SIGTERM or Ctrl-C,
     and at once at a second one.
 
-    It says on one line when it is ready. The settings can name a log file and an address for metrics. Other commands work beside it; a second server on one home is refused.
+    It says on one line when it is ready. Other commands work beside it; a second server on one home is refused. The
+    settings can name a log file and an address for metrics.
     """
     from node import serve as server
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from federation import contradiction
 from federation.errors import RollbackError, SuspectedForkError
+from federation.model import Role
 from node import incidents, rotation, sync
 from node.rotation import Change
 from tests.conformance import verify_incident
@@ -158,21 +160,32 @@ def test_honest_heads_dressed_up_as_an_incident_prove_nothing(world: World, fork
 
 @pytest.mark.invariant("I8")
 def test_keys_count_by_the_card_that_the_third_party_has(tmp_path: Path) -> None:
-    """FR rotates its feed key between the two heads: the file brings the older card, which the same roots signed."""
+    """FR changes its feed key twice between two heads: the file brings older cards, which the same roots signed."""
     world = make_world(tmp_path)
     agree(world)
-    release(world, "A")
-    world.sync(DE, FR)
-    first_card = world[FR].card_bytes
-    fork(world)
-    data = incidents.export(world[DE], only(world[DE]).number)[1]
-    rotation.change(world[FR], Change(rotate=(next(k.role for k in world[FR].card.keys),)))
-    world[FR].own.reload()
-    assert world[FR].card_bytes != first_card
-    assert judged(data, world[FR].card_bytes) == judged(data, first_card) is not None
-    file = json.loads(data)
-    file["cards"] = [_b64(world[DE].card_bytes)]
-    assert judged(_spelt(file), first_card) is None
+    fr, cards = world[FR], [world[FR].card_bytes]
+    size = len(history(fr, DE))
+    heads = [ForgedFeed(fr, DE, history(fr, DE)).head(size)]
+    for _ in range(2):
+        rotation.change(fr, Change(rotate=(Role.FEED,)))
+        fr.own.reload()
+        world.clock.move(days=15)
+        cards.append(fr.card_bytes)
+    heads.append(ForgedFeed(fr, DE, history(fr, DE)).head(size, root=b"r" * 32))
+    found = contradiction.fork(heads, FR, cards)
+    assert found is not None
+    file: dict[str, Any] = {
+        "incident": "FORK",
+        "proves_itself": True,
+        "heads": [_b64(note) for note in found.heads],
+        "cards": [_b64(card) for card in found.cards],
+    }
+    for card in cards:  # any card of theirs will do: the root keys are the same
+        assert judged(_spelt(file), card) is not None
+    assert judged(_spelt(file), world[DE].card_bytes) is None
+    assert judged(_spelt({**file, "cards": file["cards"][:1]}), cards[-1]) is None
+    assert judged(_spelt({**file, "cards": [_b64(card) for card in cards]}), cards[-1]) is None  # one is not needed
+    assert judged(_spelt({**file, "cards": [_b64(world[DE].card_bytes)]}), cards[-1]) is None
     world.close()
 
 

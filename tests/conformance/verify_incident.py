@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 MEMBERS = {"FORK": "heads", "ROLLBACK": "heads", "EQUIVOCATION": "cores"}
 PLAIN, COSIGNATURE = 1, 4  # C2SP signed-note, signature types
 LATER_S = 60
-WRONG = (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidSignature)  # what `check` raises
+WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError, InvalidSignature)  # what `check` raises
 Key = tuple[int, bytes]  # number of the card it stands on, and 32 bytes
 
 
@@ -134,6 +134,8 @@ def read_core(core: str, keys: list[tuple[int, str, bytes]], node: str) -> tuple
 def judge_heads(kind: str, notes: list[bytes], cards: list[dict[str, Any]], node: str) -> tuple[str, Iterable[int]]:
     algorithm = PLAIN if kind == "FORK" else COSIGNATURE
     heads = [read_head(note, keys_of(cards, "feed"), algorithm) for note in notes]
+    if len(heads) not in (1, 2):
+        refuse("neither one head nor two")
     feed = heads[0][0]
     if {head[0] for head in heads} != {feed} or not re.fullmatch(rf"{re.escape(node)}/feeds/[^/]+/[1-9][0-9]*", feed):
         refuse("heads of several feeds, or of another node's")

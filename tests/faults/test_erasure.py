@@ -179,8 +179,8 @@ def test_a_kill_between_commit_and_scrub_leaves_nothing_after_the_next_start(tmp
         done = subprocess.run(code, cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert found(homes[0])  # positive control: it is erased, and still in the files
-        serve_once(homes[0])
-        assert found(homes[0]) == set()
+        with served(homes[0]):
+            assert found(homes[0]) == set()
         again = reopen(chain, HUB)
         assert {item.state for item in inbox.items(again, every_state=True)} == {InboxState.RECALLED}
 
@@ -195,12 +195,13 @@ def test_what_ended_while_nothing_ran_is_gone_before_a_call_is_accepted(tmp_path
         tx.execute(update(inbox_table).values(retain_until=world.clock() - timedelta(days=2)))
     world.close()
     assert found(world[DE].home)
-    serve_once(world[DE].home)
-    assert found(world[DE].home) == set()
+    with served(world[DE].home):
+        assert found(world[DE].home) == set()
 
 
-def serve_once(home: Path) -> None:
-    """Serves a home until it is ready, and stops it."""
+@contextmanager
+def served(home: Path) -> Iterator[None]:
+    """Inside, a process serves the home and accepts calls."""
     settings = home / "apostille.yaml"
     text = settings.read_text(encoding="utf-8")
     settings.write_text(text.replace(f'listen: "{ADDRESS}"', 'listen: "127.0.0.1:0"'), encoding="utf-8")
@@ -216,6 +217,8 @@ def serve_once(home: Path) -> None:
         try:
             assert process.stdout is not None
             ready = process.stdout.readline()
+            if ready:
+                yield
             process.send_signal(signal.SIGTERM)
             _, lines = process.communicate(timeout=PATIENCE_S)
         finally:

@@ -1,5 +1,6 @@
 """The log file: rotated, closed to others, and never a reason for the exchange to stop."""
 
+import json
 import logging
 import os
 import re
@@ -39,6 +40,15 @@ with logs.writing():
     structlog.get_logger().info("start")
     for library in ("apscheduler.executors", "grpc._cython", "asyncio"):
         logging.getLogger(library).error("a secret")
+"""
+_SETTINGS = """
+node: cert.fr.example
+jurisdiction: FR
+listen: "127.0.0.1:7443"
+advertise: "127.0.0.1:7443"
+poll_interval_s: 60
+law_packs: []
+log: {{file: {name}}}
 """
 _UNREAD = """
 import structlog
@@ -213,16 +223,10 @@ def test_a_full_disk_loses_no_line_and_stops_nothing(tmp_path: Path) -> None:
     ["apostille.db", "passphrase", "apostille.yaml", "serve.lock", "../node.log", "/node.log", ".log", "a\n.log"],
 )
 def test_a_log_takes_the_place_of_nothing_else_in_the_home(name: str) -> None:
-    text = "\n".join(
-        (
-            'node: cert.fr.example\njurisdiction: FR\nlisten: "127.0.0.1:7443"\nadvertise: "127.0.0.1:7443"',
-            "poll_interval_s: 60\nlaw_packs: []\nlog: {file: NAME}\n",
-        )
-    )
-    read = settings.read(text.replace("NAME", "node.log"), "apostille.yaml")
+    read = settings.read(_SETTINGS.format(name="node.log"), "apostille.yaml")
     assert read.log == settings.LogFile("node.log", 20, 10)
     with pytest.raises(UsageError, match=r"log: file: expected a plain name that ends in \.log"):
-        settings.read(text.replace("NAME", repr(name).replace("'", '"')), "apostille.yaml")
+        settings.read(_SETTINGS.format(name=json.dumps(name)), "apostille.yaml")
 
 
 def test_a_stderr_that_nobody_reads_stops_nothing() -> None:
