@@ -81,6 +81,7 @@ def mark_shown(node: Node, item: Item) -> None:
 
 def assign(node: Node, reference: str, account: str | None) -> Item:
     """Assigns an item to an analyst of this node; to nobody for None. Raises NotFoundError, UsageError."""
+    node.allow(Post.ANALYST)
     whom = None if account is None else _analyst(node, account)
 
     def change(tx: Connection, item: Item) -> None:
@@ -108,6 +109,7 @@ def action(node: Node, reference: str, *, undo: bool = False) -> Item:
 
 def annotate(node: Node, reference: str, text: str) -> Item:
     """Keeps a text of ours beside an item, whatever became of it. Raises NotFoundError, UsageError."""
+    node.allow(Post.ANALYST)
     try:
         text.encode()
     except UnicodeEncodeError as e:

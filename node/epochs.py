@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from federation import entries
 from federation.checkpoint import MAX_EPOCH, Checkpoint, parse_origin_line
-from federation.entries import AgreementOffer, Delivery, Granted, Kind, NewEpoch, RecallOrder, Said, Withdrawal
+from federation.entries import AgreementOffer, Body, Kind, NewEpoch, RecallOrder, Withdrawal
 from federation.errors import ConflictError, MalformedError, RemoteError, UsageError
 from federation.feed import PageBytes, VerifiedPage, check_final
 from federation.keyring import Card
@@ -36,6 +36,7 @@ from node.store.database import read, record, write
 from node.store.tables import card_deliveries, in_feeds, out_entries, out_feeds, own_cards
 from node.store.tables import peers as peers_table
 
+_CARRIED: Final = (Kind.STATEMENT, Kind.GRANT, Kind.RECALL, Kind.PRESENTATION, Kind.WITHDRAWAL)
 _MOST_SKIPPED: Final = 16  # a sender may open another epoch before one is taken up, but hardly more often than that
 
 
@@ -295,43 +296,50 @@ def _forget_cards(tx: Connection, peer: NodeId, covered: Mapping[int, int]) -> N
 def _send_again(node: Node, tx: Connection, card: Card, covered: Mapping[int, int]) -> int:
     """Puts into the new epoch what the receiver lacks of those before; returns how many deliveries may not go any more.
 
-    Agreements first, then everything in its old order; each recall without entries to erase, as it bars by name.
+    Agreements first; each recall without entries to erase, as it bars by name; last what was taken back of that which
+    the receiver holds.
     """
     for document in agreements.with_peer(tx, node.id, card.node, node.clock()):
         control.offer(node, tx, card, AgreementOffer(document))
-    origins = {row.id: row.origin for row in tx.execute(select(out_feeds.c.id, out_feeds.c.origin))}
-    standing, held_back = _standing(tx, covered), 0
-    recalled = set(answers.owed(tx, card.node))
-    for row in _lacking(tx, covered):
-        body = entries.read(row.data).body
-        if isinstance(body, Delivery):
-            if standing[row.advisory, row.inbox] == (row.feed, row.seq):
-                held_back += not releases.deliver_again(node, tx, card, row.feed, row.seq)
-        elif isinstance(body, Said | Granted):
-            control.offer(node, tx, card, body)
-        elif isinstance(body, RecallOrder):
-            recalled.add(body.document)
-        elif isinstance(body, Withdrawal):
-            ended = body.feed or origins[row.feed]
-            here = next(feed for feed, origin in origins.items() if origin == ended)
-            taken = tuple(seq for seq in body.seqs if seq < covered[here])
-            if taken:
-                control.offer(node, tx, card, Withdrawal(taken, body.reason, ended))
-    for document in sorted(recalled):
+    lacking = {kind: tuple(_lacking(tx, covered, kind)) for kind in _CARRIED}
+    for feed, seq in (*lacking[Kind.STATEMENT], *lacking[Kind.GRANT]):
+        control.offer(node, tx, card, _body(tx, feed, seq))
+    orders = [_body(tx, feed, seq) for feed, seq in lacking[Kind.RECALL]]
+    documents = {order.document for order in orders if isinstance(order, RecallOrder)}
+    for document in sorted(documents | set(answers.owed(tx, card.node))):
         control.offer(node, tx, card, RecallOrder(document, ()))
+    standing = _standing(tx, covered)
+    held_back = releases.deliver_again(
+        node, tx, card, [place for place in lacking[Kind.PRESENTATION] if place in standing]
+    )
+    rows = tx.execute(select(out_feeds.c.origin, out_feeds.c.id).where(out_feeds.c.id.in_(tuple(covered))))
+    feeds_of = {row.origin: row.id for row in rows}
+    origins = {feed: origin for origin, feed in feeds_of.items()}
+    for feed, seq in lacking[Kind.WITHDRAWAL]:
+        body = _body(tx, feed, seq)
+        if isinstance(body, Withdrawal):
+            ended = body.feed or origins[feed]
+            held = tuple(seq for seq in body.seqs if seq < covered[feeds_of[ended]])
+            if held:
+                control.offer(node, tx, card, Withdrawal(held, body.reason, ended))
     return held_back
 
 
-def _lacking(tx: Connection, covered: Mapping[int, int]) -> Iterator[Row[Any]]:
-    """The entries that the receiver lacks and whose bytes are here, in their order."""
+def _lacking(tx: Connection, covered: Mapping[int, int], kind: Kind) -> Iterator[tuple[int, int]]:
+    """Feed and number of the entries of a kind that the receiver lacks and whose bytes are here, in their order."""
     for feed in sorted(covered):
-        query = select(out_entries).where(
-            out_entries.c.feed == feed, out_entries.c.seq >= covered[feed], out_entries.c.data.is_not(None)
-        )
-        yield from tx.execute(query.order_by(out_entries.c.seq)).all()
+        of_kind = (out_entries.c.feed == feed) & (out_entries.c.kind == kind) & out_entries.c.data.is_not(None)
+        query = select(out_entries.c.seq).where(of_kind, out_entries.c.seq >= covered[feed])
+        for seq in tx.execute(query.order_by(out_entries.c.seq)).scalars().all():
+            yield feed, seq
 
 
-def _standing(tx: Connection, covered: Mapping[int, int]) -> dict[tuple[int | None, int | None], tuple[int, int]]:
+def _body(tx: Connection, feed: int, seq: int) -> Body:
+    query = select(out_entries.c.data).where(out_entries.c.feed == feed, out_entries.c.seq == seq)
+    return entries.read(tx.execute(query).scalar_one()).body
+
+
+def _standing(tx: Connection, covered: Mapping[int, int]) -> frozenset[tuple[int, int]]:
     """Feed and number of the newest delivery of each own or received advisory that was not taken back."""
     rows = tx.execute(
         select(out_entries.c.advisory, out_entries.c.inbox, out_entries.c.feed, out_entries.c.seq)
@@ -342,7 +350,8 @@ def _standing(tx: Connection, covered: Mapping[int, int]) -> dict[tuple[int | No
         )
         .order_by(out_entries.c.feed, out_entries.c.seq)
     )
-    return {(row.advisory, row.inbox): (row.feed, row.seq) for row in rows}
+    newest = {(row.advisory, row.inbox): (row.feed, row.seq) for row in rows}
+    return frozenset(newest.values())
 
 
 def _offered(tx: Connection, peer: NodeId) -> Row[Any]:

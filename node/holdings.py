@@ -44,8 +44,9 @@ def guarded(place: str, findings: Iterator[Finding]) -> Iterator[Finding]:
         yield from findings
     except ApostilleError as e:
         yield Finding(place, str(e))
-    except (SQLAlchemyError, ArithmeticError, LookupError, TypeError, ValueError) as e:
-        yield Finding(place, f"it cannot be read ({type(e).__name__})")  # its own text could name what stands there
+    except (SQLAlchemyError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        # SQLite takes values of any type. The error's own text could name what stands there.
+        yield Finding(place, f"it cannot be read ({type(e).__name__})")
 
 
 def told(place: str, sentences: Iterator[str]) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ from federation.model import (
 )
 from federation.outbound import OwnAdvisory
 from federation.policy.decide import decide, forbidden_onward, with_products
-from node import confirm, control, feeds
+from node import confirm, control, signing
 from node.context import Node
 from node.inbox import InboxState
 from node.peers import keyring, trusted_cards
@@ -119,7 +119,7 @@ def give(
         if until <= now:
             raise UsageError("the grant would have ended before it was given; name a later day")
         allowed = _grantable(node, handling.read(row.handling), relay_card, cards, categories)
-        signer = feeds.signer_for(node, tx, relay, Role.ISSUE)
+        signer = signing.signer_for_all(node, tx, Role.ISSUE)  # it is verified where it goes on to
         made = grant.sign(
             node.id, row.core_digest, relay, named, allowed, until, kid=signer.kid, sign_bytes=signer.sign
         )

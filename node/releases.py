@@ -159,24 +159,24 @@ def take_back(node: Node, tx: Connection, card: Card, seqs: tuple[int, ...], rea
     record(tx, at=now, by=by, act="release.withdraw", subject=card.node, detail=detail)
 
 
-def deliver_again(node: Node, tx: Connection, card: Card, ended: int, seq: int) -> bool:
-    """Appends a delivery of an ended epoch to the current feed, the very same, if policy still allows all of it.
+def deliver_again(node: Node, tx: Connection, card: Card, places: Iterable[tuple[int, int]]) -> int:
+    """Appends deliveries of ended epochs to the current feed, the very same, as far as policy still allows all of each.
 
-    `ended` is the row of the old feed. Returns whether it was appended, with its row of the ledger.
+    `places` are rows of old feeds with a number in each. Each that goes has its row of the ledger; returns how many did
+    not go.
     """
-    row = tx.execute(_DELIVERED.where(out_entries.c.feed == ended, out_entries.c.seq == seq)).one()
-    body, faults = read_entry(row.data).body, list[str]()
-    if not isinstance(body, Delivery):
-        return False
-    permitted = _still_permitted(node, tx, row, card, in_force(tx, node.clock()), faults)
-    raise_faults(tx, faults, node.clock())
-    if not permitted:
-        return False
-    facts = book.facts_of(row.record)
-    place = feeds.append(node, tx, card.node, body, advisory=row.advisory, inbox=row.inbox)
-    about = NodeId(facts["origin"]), facts["name"], facts["revision"]
-    enter(node, tx, card.node, place, *about, body.terms, facts["elements"], act="release.again")
-    return True
+    agreements, left = in_force(tx, node.clock()), 0
+    for ended, seq in places:
+        row = tx.execute(_DELIVERED.where(out_entries.c.feed == ended, out_entries.c.seq == seq)).one()
+        body = read_entry(row.data).body
+        if not isinstance(body, Delivery) or not _still_permitted(node, tx, row, card, agreements):
+            left += 1
+            continue
+        facts = book.facts_of(row.record)
+        place = feeds.append(node, tx, card.node, body, advisory=row.advisory, inbox=row.inbox)
+        about = NodeId(facts["origin"]), facts["name"], facts["revision"]
+        enter(node, tx, card.node, place, *about, body.terms, facts["elements"], act="release.again")
+    return left
 
 
 def _refuse_recalled(summary: Summary) -> None:

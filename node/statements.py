@@ -20,7 +20,7 @@ from federation.keyring import Card, Keyring
 from federation.limits import MAX_STATEMENT_TEXT
 from federation.model import JsonObject, NodeId, Role
 from federation.statement import SPOKEN, WITH_TEXT, Kind, Statement, Subject
-from node import control, feeds, relays
+from node import control, feeds, relays, signing
 from node.context import Node
 from node.peers import trusted_cards
 from node.people import Post
@@ -229,7 +229,10 @@ def _sign(
     about: Subject | None,
     in_reply_to: bytes | None,
 ) -> Statement:
-    signer = feeds.signer_for(node, tx, via.node, Role.ISSUE)
+    direct = recipient == via.node
+    signer = (
+        signing.signer_for(node, tx, recipient, Role.ISSUE) if direct else signing.signer_for_all(node, tx, Role.ISSUE)
+    )
     return statement.sign(
         kind,
         node.id,
@@ -302,14 +305,18 @@ def _kept(tx: Connection, row: Row[Any]) -> Kept:
 
 def _in_entries(tx: Connection, refusal: Statement) -> Iterable[str]:
     """ORIGIN/NAME of the advisories in the entries of our feed that a refusal names."""
+    feed = tx.execute(select(out_feeds).where(out_feeds.c.origin == storable(refusal.body["feed"]))).one_or_none()
+    if feed is None:
+        return ()
+    named = [entry["seq"] for entry in refusal.body["entries"] if entry["seq"] < feed.size]  # a peer names any number
     rows = tx.execute(
         select(advisories.c.name, inbox.c.origin, inbox.c.name.label("passed_on"))
-        .join_from(out_entries, out_feeds, out_feeds.c.id == out_entries.c.feed)
+        .select_from(out_entries)
         .outerjoin(advisories, advisories.c.id == out_entries.c.advisory)
         .outerjoin(inbox, inbox.c.id == out_entries.c.inbox)
         .where(
-            out_feeds.c.origin == refusal.body["feed"],
-            out_entries.c.seq.in_([entry["seq"] for entry in refusal.body["entries"]]),
+            out_entries.c.feed == feed.id,
+            out_entries.c.seq.in_(named),
             or_(advisories.c.name.is_not(None), inbox.c.name.is_not(None)),
         )
     ).all()

@@ -14,7 +14,7 @@ from federation.errors import AwaitsSecondError
 from federation.keyring import for_newcomers
 from federation.model import NodeId, Role, instant_text
 from federation.recall import Reason
-from node import acts, approvals, inbox, owncard, passing, proofs, recalls, releases, retention, rotation
+from node import acts, approvals, inbox, owncard, passing, peers, proofs, recalls, releases, retention, rotation
 from node.context import Node
 from node.rotation import Change
 from node.store.database import read
@@ -50,7 +50,7 @@ class History:
 
 @contextmanager
 def make_history(folder: Path) -> Iterator[History]:
-    """The whole history; every receipt has come but the one for `LATE`."""
+    """The whole history; every receipt has come but the one for `LATE`. IN sets aside `STRANGE`."""
     chain = make_chain(folder)
     join(chain, FR, DE, grants=GRANTS, onward="peers")
     join(chain, DE, IN, grants=GRANTS, onward="peers")
@@ -102,6 +102,10 @@ def _after(made: History) -> None:
     _pass_on(made, "ONWARD")
     give(chain, "GRANTED")
     _pass_on(made, "GRANTED")
+    _send(made, "STRANGE", handling=ONWARD)
+    chain.sync_all(2)
+    peers.distrust(chain[IN], FR)
+    _pass_on(made, "STRANGE")
     chain.sync_all(2)
     _send(made, "LATE")
 

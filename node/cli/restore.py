@@ -88,8 +88,8 @@ def _say_what_next(drafts: tuple[str, ...]) -> None:
     screen.note("What happened here since is not known to this home any more. Before you serve, look at:")
     screen.note("  apostille peer list        a peer that was distrusted since may be trusted again")
     if drafts:
-        screen.note(f"  {len(drafts)} drafts: {', '.join(drafts)}")
-        screen.note("    one that was released since was signed already: do not release it again under its name")
+        screen.note(f"  drafts of that time: {', '.join(drafts)}")
+        screen.note("    one that was released since is signed already: do not release it again under its name")
     screen.note(
         "Then: apostille serve. It hears its peers first; alarms and `apostille peer epoch list` tell what is lost."
     )

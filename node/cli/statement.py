@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from federation.errors import UsageError
+from federation.errors import NotFoundError, UsageError
 from federation.limits import MAX_STATEMENT_TEXT
 from node.cli import make, screen, session
 
@@ -22,8 +22,13 @@ app = make.group(
     "apostille statement reply 7 --text 'Version 4 is not hit.'",
 )
 _SHORT = 60  # characters of a text in the list
+_MOST = (1 << 31) - 1  # of a number that every database can hold
 _MOST_BYTES = 4 * MAX_STATEMENT_TEXT  # UTF-8 takes four bytes for a character at most
 
+Number = Annotated[
+    int,
+    typer.Argument(metavar="NUMBER", min=1, max=_MOST, help="The statement's number in `statement list`."),
+]
 Text = Annotated[str | None, typer.Option("--text", metavar="TEXT", help="What you have to say.")]
 File = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="A file with what you have to say.")]
 
@@ -61,17 +66,20 @@ def send(
     node = session.node()
     words = _words(text, file)
     items = inbox.items(node, every_state=True)
-    found = [item.id for item in items if about in (str(item.id), item.name, f"{item.origin}/{item.name}")]
-    origins = sorted({item.origin for item in items if item.id in found})
-    if len(origins) > 1 and not about.isdecimal():
+    found = [item for item in items if about == str(item.id)]  # a number is ours: no peer can name that
+    found = found or [item for item in items if about in (item.name, f"{item.origin}/{item.name}")]
+    origins = sorted({item.origin for item in found})
+    if len(origins) > 1:
         raise UsageError(f"several origins call an advisory {about}: {', '.join(origins)}; name it by its number")
-    number = int(about) if about.isdecimal() else max(found, default=0)
+    if not found:
+        raise NotFoundError(f"the inbox has no {about}; see: apostille inbox list --all")
+    number = max(found, key=lambda item: (item.revision, item.id)).id
     _say(statements.say(node, number, Kind(kind), words), as_json=as_json)
 
 
 @make.command(app, "reply", "apostille statement reply 7 --text 'Version 4 is not hit.'")
 def reply(
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The statement's number in `statement list`.")],
+    number: Number,
     text: Text = None,
     file: File = None,
     as_json: make.AsJson = False,
@@ -120,7 +128,7 @@ def list_statements(
 
 @make.command(app, "show", "apostille statement show 7", "apostille statement show 7 --json")
 def show(
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The statement's number in `statement list`.")],
+    number: Number,
     as_json: make.AsJson = False,
 ) -> None:
     """Shows a statement. Of a kind that this version does not know, it shows who said it to whom about what."""

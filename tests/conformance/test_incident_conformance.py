@@ -18,7 +18,7 @@ from federation.model import Role
 from node import incidents, rotation, sync
 from node.rotation import Change
 from tests.conformance import verify_incident
-from tests.nodes import DE, FR, IN, ForgedFeed, LyingLink, World, agree, history, make_world, release
+from tests.nodes import DE, FR, IN, ForgedFeed, LyingLink, World, agree, history, make_node, make_world, release
 from tests.unit.test_incidents import LIES, fork, only
 
 SCRIPT = Path(__file__).with_name("verify_incident.py")
@@ -156,6 +156,24 @@ def test_honest_heads_dressed_up_as_an_incident_prove_nothing(world: World, fork
     forgery.origin = honest.origin
     file = {**json.loads(data), "heads": [_b64(forgery.head(3)), _b64(forgery.head(3, b"x" * 32))]}
     assert judged(_spelt(file), card) is None
+
+
+@pytest.mark.invariant("I8")
+def test_a_card_that_somebody_made_up_counts_for_nothing(world: World, tmp_path: Path) -> None:
+    """IN makes a card in the name of FR, with root keys and a feed key of its own, and signs two heads with that."""
+    other = make_node(tmp_path, FR, "FR", packs=("eu-gdpr",))  # a home of that name with keys that nobody knows
+    forger = replace(other, clock=world.clock)
+    assert forger.card.roots != world[FR].card.roots
+    forged = ForgedFeed(forger, DE, history(world[FR], DE))
+    file = {
+        "incident": "FORK",
+        "proves_itself": True,
+        "heads": [_b64(note) for note in (forged.head(1), forged.head(1, b"x" * 32))],
+        "cards": [_b64(forger.card_bytes)],
+    }
+    assert judged(_spelt(file), forger.card_bytes) is not None  # the positive control
+    assert judged(_spelt(file), world[FR].card_bytes) is None
+    other.engine.dispose()
 
 
 @pytest.mark.invariant("I8")

@@ -100,7 +100,7 @@ def test_every_proof_verifies_by_script(
             assert f"{word} {value}" in lines
         assert [line for line in lines if line.startswith("part ")] == [f"part {p.form} {p.path}" for p in told.parts]
         assert f"row {told.row} {shown.digest.hex()}" in lines
-    assert len(files) == len(history.releases) == 12
+    assert len(files) == len(history.releases) == 14
 
 
 def test_no_receipt_is_a_failure_unless_one_says_so(files: dict[str, bytes], cards: list[str], tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_people_are_told_what_happened_and_what_to_look_at(home: Path, tmp_path:
     assert "each as it should be" in run(home, "backup", "--verify", str(saved)).stdout
     done = run(tmp_path / "new", "restore", str(saved))
     assert done.returncode == 0
-    assert "1 drafts: DRAFT" in done.stderr
+    assert "drafts of that time: DRAFT" in done.stderr
     assert "apostille peer list" in done.stderr
     assert (tmp_path / "new" / "roots" / "root-1.pem").is_file()
     done = run(tmp_path / "new", "restore", "--by-hand")

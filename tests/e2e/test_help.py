@@ -79,6 +79,8 @@ def test_every_command_that_prints_data_takes_json(walked: dict[str, Any]) -> No
         "apostille card export",
         "apostille peer distrust",
         "apostille peer trust",
+        "apostille peer incident export",
+        "apostille peer incident resolve",
         "apostille peer epoch open",
         "apostille peer epoch accept",
         "apostille agreement template",

@@ -291,6 +291,12 @@ def card_entries(world: World, to: NodeId) -> int:
     return sum(isinstance(entries.read(i).body, NewCard) for i in items if isinstance(i, bytes))
 
 
+def approve(node: Node, number: int) -> None:
+    """What a second person does."""
+    approvals.settle(replace(node, actor="bob"), number, acts.registry(), approve=True)
+    node.own.reload()
+
+
 def test_who_is_enrolled_with_an_older_file_is_brought_the_current_card(world: World, tmp_path: Path) -> None:
     fr, old_file = world[FR], world[FR].card_bytes
     rotation.change(fr, Change(rotate=EVERY))
@@ -315,8 +321,28 @@ def test_who_is_trusted_again_is_brought_what_it_missed(three: World) -> None:
     assert card_entries(three, DE) == 0
     with pytest.raises(AwaitsSecondError) as asked:
         peers.trust_again(fr, DE, "looked at")
-    approvals.settle(replace(fr, actor="bob"), asked.value.number, acts.registry(), approve=True)
+    approve(fr, asked.value.number)
     cards.catch_up(fr)
+    three.sync(DE, FR)
+    assert known(three, FR, DE) == fr.card
+
+
+def test_who_missed_a_change_of_root_keys_is_brought_that_card_too_and_none_that_it_can_do_without(
+    three: World,
+) -> None:
+    fr = three[FR]
+    peers.distrust(fr, DE)
+    rotation.change(fr, Change(rotate=(Role.FEED,)))
+    with pytest.raises(AwaitsSecondError) as asked:
+        rotation.change_roots(fr, 2, 1, "yearly")
+    approve(fr, asked.value.number)
+    for _ in range(2):
+        rotation.change(fr, Change(rotate=(Role.FEED,)))
+    with pytest.raises(AwaitsSecondError) as asked:
+        peers.trust_again(fr, DE, "looked at")
+    approve(fr, asked.value.number)
+    cards.catch_up(fr)
+    assert card_entries(three, DE) == 2
     three.sync(DE, FR)
     assert known(three, FR, DE) == fr.card
 

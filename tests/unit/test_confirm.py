@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 
 from federation import merkle
 from federation.checkpoint import Checkpoint, sign
+from federation.entries import AgreementOffer
 from federation.errors import EpochError, HeldError, MalformedError, SignatureError, UnconfirmedError, UnreachableError
 from federation.feed import Ask
 from federation.model import NodeId, Role
@@ -30,6 +31,7 @@ from tests.nodes import (
     IN,
     World,
     agree,
+    append_by_hand,
     arrived,
     document,
     held_by_sender,
@@ -378,6 +380,22 @@ def test_a_peer_is_heard_when_it_has_asked_and_was_asked(tmp_path: Path, first: 
             assert (receiver, sender) == (IN, FR)
     world.sync(DE, FR)
     world.close()
+
+
+def test_a_peer_is_heard_once_all_that_it_had_was_taken_in(world: World, tmp_path: Path) -> None:
+    """What it has recalled may stand on the last of many pages."""
+    saved = save(world[FR], tmp_path / "backup.tar")
+    for _ in range(3):
+        append_by_hand(world[DE], FR, AgreementOffer(b"x"))
+    put_back(world, FR, saved, lost=True)
+    with pytest.raises(UnconfirmedError):
+        world.sync(DE, FR)
+    with pytest.raises(UnreachableError):
+        sync.sync(world[FR], DE, Recorder().link(world[DE], world[FR], page=1, pages=2))
+    with pytest.raises(UnconfirmedError, match="not heard yet"):
+        world.sync(DE, FR)
+    world.sync(FR, DE)
+    world.sync(DE, FR)
 
 
 def test_a_feed_that_is_frozen_is_not_waited_for(world: World, tmp_path: Path) -> None:

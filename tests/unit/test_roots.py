@@ -1,4 +1,4 @@
-"""Cards that root keys sign where they are kept, and cards with other root keys."""
+"""Cards that are signed where the root keys are kept, and cards with other root keys: what may be put in force."""
 
 import shutil
 from collections.abc import Iterator

@@ -349,6 +349,17 @@ def test_a_refusal_is_shown_with_the_advisory_that_was_refused(tmp_path: Path) -
     chain.close()
 
 
+@pytest.mark.parametrize("feed", [f"{DE}/feeds/{IN}/1", "no feed\0 at all"])
+def test_a_refusal_may_name_what_there_is_not(chain: Chain, feed: str) -> None:
+    entry = {"seq": 10**40, "leaf_hash": "ab" * 32, "code": "X", "rules": []}
+    body = {"feed": feed, "entries": [entry]}
+    append_by_hand(chain[IN], DE, Said(by_hand(chain, IN, DE, kind=Kind.REFUSAL, body=body, about=None).document))
+    assert chain.sync(DE, IN).counts == {Disposition.CONTROL: 1}
+    (kept,) = statements.all_kept(chain[DE])
+    assert kept.concerns == ()
+    assert statements.all_kept(chain[DE], NAME) == ()
+
+
 def test_a_refusal_of_an_own_release_is_found_by_its_name(tmp_path: Path) -> None:
     chain = make_chain(tmp_path)
     join(chain, FR, DE)
