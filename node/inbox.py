@@ -27,6 +27,7 @@ from node.store.tables import in_entries, inbox, inbox_terms
 
 _UNTITLED = "(no title disclosed)"
 _DIGITS: Final = 9  # of a number that fits the column
+_AT_ONCE: Final = 100  # documents in memory
 _ORDER: Final = (
     "current",
     "equivocation",
@@ -232,15 +233,16 @@ def index_missing(node: Node) -> int:
     found = select(inbox.c.id, in_entries.c.data).join(in_entries, _entry_of_item())
     found = found.where(inbox.c.state.not_in(_GONE), in_entries.c.data.is_not(None))
     found = found.where(inbox.c.id.not_in(select(inbox_terms.c.inbox).where(inbox_terms.c.kind == "text")))
-    with read(node.engine) as tx:
-        if tx.execute(found.limit(1)).first() is None:
-            return 0
-    with write(node.engine) as tx:
-        rows = tx.execute(found).all()
-        for row in rows:
-            read_again = _read_again(row.data)
-            search.index(tx, row.id, read_again.csaf, read_again.ai)
-    return len(rows)
+    done = 0
+    while True:
+        with read(node.engine) as tx:
+            if tx.execute(found.limit(1)).first() is None:
+                return done
+        with write(node.engine) as tx:
+            for row in tx.execute(found.order_by(inbox.c.id).limit(_AT_ONCE)).all():
+                read_again = _read_again(row.data)
+                search.index(tx, row.id, read_again.csaf, read_again.ai)
+                done += 1
 
 
 def _title(advisory: Advisory) -> str:

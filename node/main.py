@@ -5,6 +5,7 @@ A home is a folder that only its owner can read:
     apostille.yaml   settings          keys/          online keys
     passphrase       opens the keys    roots/         root keys, until they are moved offline
     apostille.db     everything else, this node's card included
+    alerts           where alarms are carried to, if the operator wrote that file (`node.courier`)
 """
 
 import os

@@ -166,16 +166,18 @@ def deliver_again(node: Node, tx: Connection, card: Card, places: Iterable[tuple
     not go.
     """
     agreements, left = in_force(tx, node.clock()), 0
+    faults: list[str] = []
     for ended, seq in places:
         row = tx.execute(_DELIVERED.where(out_entries.c.feed == ended, out_entries.c.seq == seq)).one()
         body = read_entry(row.data).body
-        if not isinstance(body, Delivery) or not _still_permitted(node, tx, row, card, agreements):
+        if not isinstance(body, Delivery) or not _still_permitted(node, tx, row, card, agreements, faults):
             left += 1
             continue
         facts = book.facts_of(row.record)
         place = feeds.append(node, tx, card.node, body, advisory=row.advisory, inbox=row.inbox)
         about = NodeId(facts["origin"]), facts["name"], facts["revision"]
         enter(node, tx, card.node, place, *about, body.terms, facts["elements"], act="release.again")
+    raise_faults(tx, faults, node.clock())
     return left
 
 

@@ -302,6 +302,7 @@ def diff(
     A part that the later one lacks was taken out or is withheld from this node: nobody here can tell which.
     """
     from node import desk
+    from node.desk import Difference
 
     earlier, later, changes = desk.diff(session.node(), reference, other)
     if as_json:
@@ -323,11 +324,11 @@ def diff(
     if not changes:
         screen.note("They say the same.")
         return
-    lost = {"not disclosed before": f"not disclosed in number {earlier.id}"}
-    lost["not disclosed any more"] = f"not disclosed in number {later.id}"
+    lacks = {Difference.ONLY_LATER: earlier, Difference.ONLY_EARLIER: later}
+    said = {how: f"not disclosed in number {item.id}" for how, item in lacks.items()}
     screen.table(
         ("Part", "Difference", "Earlier", "Later"),
-        [(c.pointer, lost.get(c.difference, c.difference), _value(c.earlier), _value(c.later)) for c in changes],
+        [(c.pointer, said.get(c.difference, c.difference), _value(c.earlier), _value(c.later)) for c in changes],
     )
 
 

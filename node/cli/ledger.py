@@ -108,9 +108,8 @@ def verify(as_json: make.AsJson = False) -> None:
         if report.findings:
             screen.table(("Place", "Finding"), [(finding.place, finding.says) for finding in report.findings])
     if report.findings:
-        raise exits.RefusedError(
-            f"{len(report.findings)} things do not agree. Keep the database as it is, and compare it with a backup"
-        )
+        number = f"{len(report.findings)} finding{'s' if len(report.findings) > 1 else ''}"
+        raise exits.RefusedError(f"{number}: keep the database as it is, and compare it with a backup")
 
 
 _TAKEN_BACK = {"withdrawal": "withdrawn", "recall": "recalled", "purge": "purged"}

@@ -86,6 +86,7 @@ def test_every_command_that_prints_data_takes_json(walked: dict[str, Any]) -> No
         "apostille agreement template",
         "apostille advisory label",
         "apostille inbox export",
+        "apostille proof export",
     }
 
 

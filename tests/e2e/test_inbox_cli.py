@@ -18,11 +18,14 @@ from federation.recall import Reason
 from node import alarms, courier, inbox, recalls, releases
 from node.alarms import Alarm
 from node.cli import app, exits
+from node.cli.inbox import State
 from node.context import Node
+from node.inbox import InboxState
 from node.store.database import read, write
 from node.store.tables import audit
 from tests.e2e.net import make_net, until
 from tests.e2e.processes import ready
+from tests.e2e.test_people import commands
 from tests.nodes import DE, FR, World, agree, document, import_document, make_world
 from tests.unit.test_alarms import Receiver, write_addresses
 from tests.unit.test_desk import revise
@@ -164,7 +167,18 @@ def test_revisions_are_compared(world: World, de: Node) -> None:
     assert "not disclosed in number" in shown
 
 
+def test_every_state_can_be_asked_for() -> None:
+    assert {state.value for state in State} == {state.value for state in InboxState}
+
+
 # Alarms
+
+
+def test_what_an_alarm_tells_to_do_are_commands_that_exist() -> None:
+    known = commands()
+    for kind, advice in alarms.ADVICE.items():
+        words = advice.partition("apostille ")[2].split()
+        assert any(" ".join(words).startswith(command) for command in known), (kind, advice)
 
 
 def raise_one(node: Node, kind: Alarm, subject: str) -> None:

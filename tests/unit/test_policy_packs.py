@@ -52,6 +52,9 @@ def test_a_pack_as_it_should_be() -> None:
     loaded = pack(SOUND, notes=f'@id("xx/one") {NOTES} @lift("approvals:board:2")')
     assert (loaded.id, loaded.version, loaded.jurisdiction, loaded.status) == ("xx", 1, "FR", "example")
     assert loaded.checked_on == date(2026, 11, 21)
+    assert loaded.review_by is None
+    reviewed = HEAD.replace("checked_on: 2026-11-21", "checked_on: 2026-11-21\nreview_by: 2026-11-22")
+    assert load_pack(reviewed, "xx.yaml", COUNTRIES).review_by == date(2026, 11, 22)
     assert [(r.id, r.basis, r.says) for r in loaded.rules.rules.values()] == [("xx/one", "Article 2", "No.")]
     assert loaded.rules.lifts == {"xx/one": "approvals:board:2"}
     assert loaded.groups["friends"].members == (Member(Country("FR"), date(2020, 1, 1), date(2020, 12, 31)),)
@@ -150,6 +153,8 @@ def test_a_duty_is_a_permit() -> None:
         ("until: 2020-12-31", "until: 2020-W10-1", "expected a date"),
         ("until: 2020-12-31", "untill: 2020-12-31", "untill"),
         ("status: example", "status: fine", "checked or example"),
+        ("source: nowhere", "source: nowhere\nreview_by: next year", "review_by: expected a date"),
+        ("source: nowhere", "source: nowhere\nreview_by: 2026-11-21", "review_by is no later than checked_on"),
         ("title: A law", "title: A law\ntitle: Another", "line"),
         ("title: A law", "titel: A law", "missing title"),
         ("title: A law", "title: 7", "title: expected text"),

@@ -41,7 +41,7 @@ from tests.nodes import (
     terms_for,
     terms_text,
 )
-from tests.unit.test_recalls import BYTES, SECRET, forbidding, make_old
+from tests.recalling import BYTES, SECRET, forbidding, make_old
 
 DAYS = 10
 
