@@ -303,6 +303,7 @@ def find(node: Node, reference: str) -> Item:
 
     Raises NotFoundError, UsageError when two origins use the name.
     """
+    reference = reference.encode(errors="replace").decode()  # what was typed may be no text
     origin, _, name = reference.partition("/")
     by_name = or_(inbox.c.name == reference, and_(inbox.c.origin == origin, inbox.c.name == name))
     number = int(reference) if re.fullmatch(f"[1-9][0-9]{{0,{_DIGITS - 1}}}", reference) else None

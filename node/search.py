@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, true
@@ -20,8 +21,9 @@ from federation.model import JsonObject, NodeId, Tlp
 from node.store.database import storable
 from node.store.tables import inbox, inbox_terms
 
-MAX_TERM_BYTES: Final = 1 << 20  # of each kind for one item; the words of the largest public document take a fifth
+MAX_TERM_BYTES: Final = 1 << 20  # of each kind for one item; the words of the largest public documents take 40 KB
 _MAX_QUERY = 1_000  # characters of a question, far below what SQLite takes as a pattern
+_MOST_BYTES = 4  # of a character in UTF-8
 _MAX_PRODUCT = 2_000  # characters; names and the branches above them
 _CVE = re.compile(r"cve-[0-9]{4}-[0-9]{1,19}")
 
@@ -91,7 +93,7 @@ def _of_row(query: Query) -> Iterator[ColumnElement[bool]]:
     if query.tlp is not None:
         yield inbox.c.tlp == query.tlp
     if query.origin is not None:
-        yield inbox.c.origin == query.origin
+        yield inbox.c.origin == _encodable(query.origin, "--origin")
     if query.since is not None:
         yield inbox.c.received_at >= query.since
     if query.until is not None:
@@ -99,7 +101,7 @@ def _of_row(query: Query) -> Iterator[ColumnElement[bool]]:
     if query.unread:
         yield inbox.c.read_at.is_(None)
     if query.assigned_to is not None:
-        yield inbox.c.assigned_to == query.assigned_to
+        yield inbox.c.assigned_to == _encodable(query.assigned_to, "--assigned-to")
 
 
 def _of_terms(query: Query) -> Iterator[ColumnElement[bool]]:
@@ -118,12 +120,16 @@ def _holds(kind: str, words: Iterable[str], *, whole: bool = False) -> ColumnEle
     return exists().where(inbox_terms.c.inbox == inbox.c.id, inbox_terms.c.kind == kind, *conditions)
 
 
-def _words(text: str, option: str) -> tuple[str, ...]:
+def _encodable(text: str, option: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as e:
         raise UsageError(f"{option}: what was typed is not in UTF-8") from e
-    folded = fold(text)
+    return text
+
+
+def _words(text: str, option: str) -> tuple[str, ...]:
+    folded = fold(_encodable(text, option))
     words = tuple(dict.fromkeys(folded.split()))
     if not words or len(folded) > _MAX_QUERY:
         raise UsageError(f"{option}: say what to look for in 1 to {_MAX_QUERY} characters")
@@ -175,13 +181,11 @@ def _named(holder: JsonObject, above: tuple[str, ...]) -> Iterator[tuple[str, ..
 def _text(csaf: JsonObject, ai: JsonObject | None) -> str:
     """Every word of every string, once, in the order in which they come."""
     room = _Room()
-    words = dict.fromkeys(word for part in (csaf, ai) for string in _strings(part) for word in fold(string).split())
-    kept = []
-    for word in words:
-        if not room.take(word):
-            break
-        kept.append(word)
-    return " ".join(kept)
+    words = dict.fromkeys(fold("\n".join(_strings([csaf, ai]))).split())
+    text = " ".join(words)
+    if len(text) * _MOST_BYTES <= room.left:
+        return text
+    return " ".join(takewhile(room.take, words))
 
 
 def _strings(value: Any) -> Iterator[str]:

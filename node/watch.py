@@ -115,8 +115,10 @@ def _of_clock(tx: Connection, now: datetime) -> Iterator[Finding]:
 def _of_silence(tx: Connection, now: datetime) -> Iterator[Finding]:
     """Peers from whom nothing was fetched for SILENT, be it an empty page. A frozen feed has an alarm of its own."""
     current = select(func.max(in_feeds.c.id)).group_by(in_feeds.c.peer)
+    ever = in_feeds.alias()  # in this epoch or another
+    contact = select(func.max(ever.c.contact_at)).where(ever.c.peer == in_feeds.c.peer).scalar_subquery()
     query = (
-        select(in_feeds.c.peer, in_feeds.c.contact_at, in_feeds.c.problem, peers.c.enrolled_at)
+        select(in_feeds.c.peer, contact.label("contact_at"), in_feeds.c.problem, peers.c.enrolled_at)
         .join(peers, peers.c.node == in_feeds.c.peer)
         .where(in_feeds.c.id.in_(current), in_feeds.c.frozen.is_(None), peers.c.trusted == 1, peers.c.direct == 1)
         .order_by(in_feeds.c.peer)

@@ -24,7 +24,7 @@ from federation.model import Country, Form, instant_text
 from federation.policy.engine import rule_book
 from federation.policy.packs import LawPack, load_pack
 from federation.policy.rules import parse
-from node import agreements, alarms, checkup, courier, logs, releases, rotation, sync, watch
+from node import agreements, alarms, checkup, courier, logs, peers, releases, rotation, sync, watch
 from node.alarms import ADVICE, OVER, Alarm, Raised
 from node.context import Node
 from node.courier import Courier
@@ -222,6 +222,18 @@ def test_a_peer_that_is_not_heard_of_for_a_day_is_told(world: World, fr: Node) -
     world.sync(FR, DE)
     look(fr)
     assert raised(fr) == []
+
+
+def test_a_peer_was_heard_of_in_the_epoch_before(world: World, fr: Node) -> None:
+    world.clock.move(days=2)
+    world.sync(FR, DE)
+    with write(fr.engine) as tx:
+        peers.open_in_feed(fr, tx, DE, 2)
+    look(fr)
+    assert raised(fr) == []
+    world.clock.move(days=1, seconds=1)
+    look(fr)
+    assert raised(fr) == [("STALE", f"{DE} sync")]
 
 
 def test_an_old_head_is_told_apart_from_silence_and_is_over_with_the_next_good_sync(world: World, fr: Node) -> None:

@@ -242,8 +242,9 @@ def test_without_an_agreement_in_force_nothing_is_kept(case: Case) -> None:
 def test_who_delivers_is_the_origin(case: Case) -> None:
     opened = open_delivery(case.delivery, case.receiver, case.now)
     advisory = read_advisory(opened, case.receiver.labels, case.now)
-    with pytest.raises(NotAdmittedError, match="relaying"):
-        admit(advisory, case.receiver, IN, case.now)  # admit (1)
+    with pytest.raises(NotAdmittedError, match="without a grant") as caught:
+        admit(advisory, case.receiver, IN, case.now)  # admit (1); more of it in test_last_hop
+    assert caught.value.rules == ("relay/no-grant",)
 
 
 @pytest.mark.invariant("I6")
