@@ -10,11 +10,9 @@ The serving process alone carries, in threads of its own: an address that hangs 
 other addresses. apprise takes long to import, so that waits until there is something to carry.
 """
 
-import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -264,19 +262,10 @@ class _Sending:
         )
 
 
-@cache
-def _silence() -> None:
-    """The libraries' own logs name addresses."""
-    for library in ("apprise", "urllib3"):
-        logging.getLogger(library).addHandler(logging.NullHandler())
-        logging.getLogger(library).propagate = False
-
-
 def _service(url: str) -> "NotifyBase | None":
-    """What speaks to an address; None if nothing does."""
+    """What speaks to an address; None if nothing does. What apprise would log, addresses in it, goes nowhere."""
     import apprise
 
-    _silence()
     asset = apprise.AppriseAsset(
         app_id="apostille",
         app_desc="apostille",

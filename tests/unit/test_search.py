@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
-from federation.errors import UsageError
+from federation.errors import NotFoundError, UsageError
 from federation.model import JsonObject, Tlp, instant_text
 from federation.recall import Reason
 from node import desk, inbox, recalls, releases, retention, search
@@ -133,11 +133,15 @@ def test_each_question_finds_what_fits_and_all_of_them_together(world: World) ->
         {"text": " "},
         {"text": "x" * 1001},
         {"text": "\udcff"},
+        {"origin": "\udcff"},
+        {"assigned_to": "\udcff"},
     ],
 )
 def test_a_question_that_nothing_can_answer_is_refused_with_a_sentence(world: World, question: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--"):
         found(world[DE], **question)
+    with pytest.raises(NotFoundError):
+        inbox.find(world[DE], "\udcff")
 
 
 # For any document: every word that is in it finds it, and no other word does
