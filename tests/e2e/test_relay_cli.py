@@ -65,6 +65,18 @@ def test_a_grant_is_given_listed_and_used(chain: Chain) -> None:
     assert row["advisory"] == NAME
 
 
+def test_what_was_passed_on_is_taken_back(chain: Chain) -> None:
+    give(chain)
+    entry = pass_on(chain, inbox.items(chain[DE])[0].id)
+    chain.sync(IN, DE)
+    back = ("relay", NAME, "--to", IN, "--withdraw")
+    command(chain, DE, *back, "--preview").refused(2, "takes back all of it")
+    assert command(chain, DE, *back, "--json").json() == [{"peer": IN, "entries": [entry.seq]}]
+    command(chain, DE, *back).refused(3, "nothing that was passed on")
+    chain.sync(IN, DE)
+    assert inbox.items(chain[IN]) == ()
+
+
 def test_what_cannot_be_passed_on_is_told_with_its_rule(chain: Chain) -> None:
     done = command(chain, DE, "relay", NAME, "--to", IN)
     assert (done.code, done.err.splitlines()[-1].startswith(f"apostille: nothing of {NAME} was passed on")) == (1, True)

@@ -194,9 +194,23 @@ def test_a_proof_holds_nothing_that_does_not_count(world: World, de: Node) -> No
     _, data = incidents.export(de, only(de).number)
     file = json.loads(data)
     assert file.keys() == {"cards", "heads", "incident", "proves_itself"}
-    for note in map(from_b64url, file["heads"]):
-        assert len(note.decode().rpartition("\n\n")[2].splitlines()) == 1
     assert len(file["cards"]) == 1
+    notes = [
+        head(world, 3, b"1" * 32, time=1000),
+        head(world, 3, b"2" * 32, time=2000),
+        head(world, 2, b"x" * 32, time=3000),
+    ]
+    assert {len(_lines(note)) for note in notes} == {2}
+    for judge in (contradiction.fork, contradiction.rollback):
+        found = judge(notes, FR, (world[FR].card_bytes,) * 3)
+        assert found is not None
+        assert [len(_lines(note)) for note in found.heads] == [1, 1]
+        assert len(found.cards) == 1
+
+
+def _lines(note: bytes) -> list[str]:
+    """The signature lines of a note."""
+    return note.decode().rpartition("\n\n")[2].splitlines()
 
 
 def test_a_peer_that_signs_many_documents_fills_no_disk(world: World, de: Node) -> None:
