@@ -1,5 +1,5 @@
-"""Figure 3: nodes are put back from backups, rolled back and run twice while they exchange. No sequence number is
-signed for two different entries, no receipt falls below an earlier one, and after healing nothing that stands is missing.
+"""Nodes are put back from backups, rolled back and run twice while they exchange. No sequence number is signed for two
+different entries, no receipt falls below an earlier one, and after healing nothing that stands is missing.
 
 The schedule is drawn from a seed: releases, syncs in small pages that break off, backups; and the faults. A fault at
 the sender: its home is lost and restored, replaced by a restore, or rolled back by hand without a word; or a copy of it
