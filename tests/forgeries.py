@@ -26,6 +26,14 @@ from node.context import Node
 from tests.nodes import DE, IN
 
 THANKS = "/csaf/document/acknowledgments/0/names"
+_SAID = {
+    "origin": "origin",
+    "advisory": "name",
+    "revision": "revision",
+    "seq": "seq",
+    "released_at": "at",
+    "released_by": "by",
+}
 
 
 def opened(data: bytes) -> JsonObject:
@@ -44,13 +52,20 @@ def sealed(node: Node, payload: JsonObject, *, as_node: NodeId | None = None, ty
 
 def retold(payload: JsonObject, **changed: Any) -> JsonObject:
     """The payload with another ledger row, as a sender would have written it from the start."""
-    record = strictjson.decode_object(
-        from_b64url(payload["ledger"]["record"]), max_bytes=MAX_PROOF_BYTES, what="ledger record"
-    )
-    written = strictjson.encode({**record, **changed})
-    before = payload["ledger"]["before"]
+    record = {**record_of(payload), **changed}
+    written, before = strictjson.encode(record), payload["ledger"]["before"]
     digest = account.chained(bytes.fromhex(before), written).hex()
-    return {**payload, "ledger": {"before": before, "record": b64url(written), "digest": digest}}
+    says = {name: record[member] for name, member in _SAID.items()}
+    return {
+        **payload,
+        "says": {**payload["says"], **says},
+        "ledger": {"before": before, "record": b64url(written), "digest": digest},
+    }
+
+
+def unacknowledged(payload: JsonObject) -> JsonObject:
+    """The payload without its receipt."""
+    return {**said(payload, acknowledged_at=None), "receipt": None}
 
 
 def resent(payload: JsonObject, change: Callable[[Delivery], Delivery], **told: Any) -> JsonObject:
@@ -60,9 +75,8 @@ def resent(payload: JsonObject, change: Callable[[Delivery], Delivery], **told: 
     body = change(envelope.body)
     data = entries.write(replace(envelope, body=body))
     core = hashlib.sha256(body.presentation.core).hexdigest()
-    said = {"leaf_hash": merkle.leaf_hash(data).hex(), "core_digest": core, **told}
-    says = {**payload["says"], "acknowledged_at": None}
-    return {**retold(payload, **said), "entry": b64url(data), "receipt": None, "says": says}
+    row = {"leaf_hash": merkle.leaf_hash(data).hex(), "core_digest": core, **told}
+    return {**unacknowledged(retold(payload, **row)), "entry": b64url(data)}
 
 
 def altered(core: bytes) -> bytes:
@@ -131,7 +145,7 @@ def other_eraser(payload: JsonObject) -> JsonObject:
 def earlier_eraser(payload: JsonObject) -> JsonObject:
     """The row says that the release stood after what erased it."""
     after = entries.read(from_b64url(payload["eraser"]["entry"])).seq
-    return {**retold(payload, seq=after), "receipt": None}
+    return unacknowledged(retold(payload, seq=after))
 
 
 Forgery = Callable[[JsonObject], JsonObject]
@@ -172,7 +186,7 @@ FORGED: dict[str, tuple[str, type[ApostilleError], str, Forgery]] = {
     "4 says that it was never taken back": ("BACK", SignatureError, "in plain", lambda p: said(p, taken_back=None)),
     "4 a row that is no release": ("FIRST", MalformedError, "release", lambda p: retold(p, act="withdrawal")),
     "4 a row for another peer": ("FIRST", MalformedError, "peer", lambda p: retold(p, peer=IN)),
-    "5 another agreement": ("FIRST", SignatureError, "not the one", lambda p: retold(p, agreement="00" * 32)),
+    "5 another agreement": ("BACK", SignatureError, "not the one", lambda p: retold(p, agreement="00" * 32)),
     "5 an agreement that one party has not signed": ("FIRST", SignatureError, "every party", signed_less),
     "5 a release before the agreement began": (
         "FIRST",
@@ -186,8 +200,13 @@ FORGED: dict[str, tuple[str, type[ApostilleError], str, Forgery]] = {
         "did not let",
         lambda p: retold(p, at="2027-11-01T00:00:00Z"),
     ),
-    "6 another leaf hash": ("FIRST", SignatureError, "leaf hash", lambda p: retold(p, leaf_hash="00" * 32)),
-    "6 another place": ("FIRST", SignatureError, "place", lambda p: retold(p, seq=0)),
+    "6 another leaf hash": (
+        "FIRST",
+        SignatureError,
+        "leaf hash",
+        lambda p: unacknowledged(retold(p, leaf_hash="00" * 32)),
+    ),
+    "6 another place": ("FIRST", SignatureError, "place", lambda p: unacknowledged(retold(p, seq=0))),
     "6 other terms": ("FIRST", SignatureError, "terms", lambda p: retold(p, onward="constituents")),
     "6 another name": ("FIRST", SignatureError, "another advisory", lambda p: retold(p, name="SECOND")),
     "6 another revision": ("FIRST", SignatureError, "another advisory", lambda p: retold(p, revision=2)),

@@ -4,6 +4,7 @@ Changes of single bytes are in `tests/faults/test_tampering.py`; here is somebod
 the database of a node with other software.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +18,7 @@ from federation.model import JsonObject, NodeId
 from node import ledger, main, verify
 from node.context import Node
 from tests.evidence import History, make_history
+from tests.forgeries import altered
 from tests.nodes import DE, FR, IN
 
 Change = Callable[[sqlite3.Connection], object]
@@ -74,6 +76,7 @@ CHANGED: dict[str, tuple[NodeId, str, str]] = {
         "0 rows on this advisory in place of one",
     ),
     "a row in the middle": (FR, "DELETE FROM ledger WHERE id = 5", "ledger row 5: it is not here"),
+    "a digest": (FR, "UPDATE ledger SET digest = x'00' WHERE id = 2", "ledger row 2: its digest does not follow"),
     "a row for a recall": (FR, "DELETE FROM ledger WHERE kind = 'recall'", "0 rows on what it erased"),
     "the last entry": (
         FR,
@@ -178,6 +181,19 @@ def test_a_finding_says_nothing_of_what_stands_there(history: History) -> None:
                 found += findings(node)
         assert found, statement
         assert not any("Musterfrau" in line for line in found), found
+
+
+@pytest.mark.invariant("I5")
+def test_a_core_that_was_not_signed_here_is_told(history: History) -> None:
+    def replace_core(file: sqlite3.Connection) -> None:
+        ((core,),) = file.execute("SELECT core FROM advisories WHERE name = 'FIRST'").fetchall()
+        forged = altered(core)
+        values = (forged, hashlib.sha256(forged).digest())
+        file.execute("UPDATE advisories SET core = ?, core_digest = ? WHERE name = 'FIRST'", values)
+
+    with tampered(history.chain[FR], replace_core):
+        found = findings(history.chain[FR])
+    assert any(line.startswith("advisory 1: Ed25519") for line in found), found
 
 
 # By somebody who computes everything anew

@@ -1,6 +1,6 @@
 """Proofs of disclosure: what they show, by which cards, and that nobody can make one that shows something else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,11 +22,11 @@ from federation.errors import (
     UsageError,
     WrongFeedError,
 )
-from federation.keyring import unverified
+from federation.keyring import Card, unverified
 from federation.limits import MAX_PROOF_BYTES
 from federation.model import Country, Form, Role
 from federation.proof import Shown
-from federation.vouching import How
+from federation.vouching import How, vouch
 from node import ledger, main, proofs, relays
 from node.context import Node
 from node.people import Post
@@ -204,6 +204,32 @@ def rotated(node: Node, version: int) -> bytes:
     payload = replace(node.card, version=version).payload()
     signatures = [jws.sign(payload, keyring.JWS_TYPE, root.kid, root.sign) for root in node.keys.roots()]
     return jws.serialise(jws.SignedDocument(payload, tuple(signatures)))
+
+
+def with_roots(node: Node, card: Card, signers: Iterable[Node]) -> bytes:
+    """A card under the root keys of `node`, signed by those of each of `signers`."""
+    payload = replace(card, roots=node.card.roots).payload()
+    keys = (root for signer in signers for root in signer.keys.roots())
+    return jws.serialise(
+        jws.SignedDocument(payload, tuple(jws.sign(payload, keyring.JWS_TYPE, k.kid, k.sign) for k in keys))
+    )
+
+
+def test_an_older_card_is_not_vouched_for_backwards(history: History, tmp_path: Path) -> None:
+    real = history.chain[IN]
+    main.init_home(tmp_path / "in", IN, Country("IN"), ADDRESS, ADDRESS, roots=1, threshold=1, packs=())
+    stranger = main.open_node(tmp_path / "in")
+    stranger.engine.dispose()
+    newer = replace(real.card, version=5)
+    given = with_roots(real, newer, (real,))
+    assert vouch((real.card_bytes, given), (given,), {IN}).vouched[0].how is How.SAME_ROOTS  # sanity
+    follower = with_roots(stranger, replace(newer, version=6), (stranger, real))
+    assert vouch((follower,), (given,), {IN}).vouched[0].how is How.FOLLOWS
+    older = with_roots(stranger, replace(newer, version=4), (stranger,))
+    cosigned = with_roots(real, newer, (real, stranger))  # anybody can add a signature to a card that is known
+    for forged in ((older,), (older, cosigned), (with_roots(stranger, replace(newer, version=4), (stranger, real)),)):
+        with pytest.raises(SignatureError, match=r"card 4 of .* does not follow"):
+            vouch(forged, (given,), {IN})
 
 
 def test_a_party_whose_card_nobody_gave_is_told_apart(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from node.inbox import Disposition, InboxState
 from node.ledger import Act
 from node.store import tables
 from node.store.database import read, write
-from tests.chains import Chain, give, join, last_entry, make_chain, pass_on, send
+from tests.chains import KE, Chain, give, join, last_entry, make_chain, pass_on, send
 from tests.nodes import (
     DE,
     FR,
@@ -118,6 +118,30 @@ def test_a_recall_is_passed_on_even_after_the_agreement_has_ended(chain: Chain) 
     chain.sync(FR, DE)
     assert holders(chain)[IN] == (DE, HolderState.PURGED)
     assert not files_hold(chain[IN], BYTES)
+
+
+@pytest.mark.invariant("I15")
+def test_an_answer_comes_back_over_two_relays(tmp_path: Path) -> None:
+    chain = make_chain(tmp_path, (FR, DE), (DE, IN), (IN, KE))
+    for one, other in chain.links:
+        join(chain, one, other, onward="peers")
+    item = send(chain, "X", notes=(SECRET,), handling={"tlp": "GREEN", "onward": "peers"})
+    assert pass_on(chain, item).seq is not None
+    chain.sync(IN, DE)
+    _, (outcome,) = passing.pass_on(chain[IN], "X", (KE,))
+    assert outcome.seq is not None
+    chain.sync(KE, IN)
+    assert files_hold(chain[KE], BYTES)
+    recalls.give(chain[FR], "X", Reason.CONSENT)
+    for receiver, sender in ((DE, FR), (IN, DE), (KE, IN), (IN, KE), (DE, IN), (FR, DE)):
+        chain.sync(receiver, sender)
+    assert holders(chain) == {
+        DE: (DE, HolderState.PURGED),
+        IN: (DE, HolderState.PURGED),
+        KE: (IN, HolderState.PURGED),
+    }
+    assert not any(files_hold(chain[name], BYTES) for name in (DE, IN, KE))
+    chain.close()
 
 
 @pytest.mark.invariant("I15")
