@@ -1,8 +1,8 @@
 """CSAF 2.0: is a document valid, and which TLP label does it carry.
 
 One function around the `csaf` package, which is young: its top-level `validate` judges CSAF 2.1, so the 2.0 validator
-is named here and nowhere else. Checked are the JSON schema and the mandatory tests (CSAF 2.0 6.1). Importing the
-package takes a third of a second: only code that judges documents imports this module.
+is named here and nowhere else. Checked are the JSON schema and the mandatory tests (CSAF 2.0 6.1). The package is
+imported when the first document is judged: that takes a third of a second, which most commands need not spend.
 
 Where a document fails is told by test id and place, never by its content: the package's messages quote values, so they
 are dropped, and a step of a path that is no ordinary member name is not repeated (I17).
@@ -11,8 +11,6 @@ are dropped, and a step of a path that is no ordinary member name is not repeate
 import re
 from dataclasses import dataclass
 from typing import Any, Final
-
-from csaf.csaf.v20 import validate
 
 from federation.errors import MalformedError
 from federation.model import JsonObject, Tlp
@@ -44,6 +42,8 @@ def problems(document: JsonObject) -> tuple[Problem, ...]:
 
     Raises MalformedError when the validator cannot judge the document.
     """
+    from csaf.csaf.v20 import validate
+
     try:
         report = validate(document, preset="basic")
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):

@@ -147,6 +147,7 @@ def retire(node: Node, kid: str, *, at_once: bool = False) -> Change:
     Unless it is to be `at_once`, because the key was stolen, every peer must hold a card with another key of its role.
     Raises NotFoundError, UsageError, HeldError.
     """
+    node.allow(Post.OPERATOR)
     key = next((key for key in node.card.keys if key.kid == kid), None)
     if key is None:
         raise NotFoundError(f"the current card has no key {kid}; see: apostille key list")

@@ -234,13 +234,13 @@ def _decoded(node: Node, name: str) -> dict[str, Any]:
             rows = tx.execute(select(table).where(column == name)).mappings().all()
             found[table.name] = [[value for value in row.values() if isinstance(value, str)] for row in rows]
         places = tx.execute(
-            select(metadata.tables["inbox"].c.peer, metadata.tables["inbox"].c.seq).where(
+            select(metadata.tables["inbox"].c.feed, metadata.tables["inbox"].c.seq).where(
                 metadata.tables["inbox"].c.name == name
             )
         ).all()
         for place in places:
             row = tx.execute(
-                select(in_entries).where(in_entries.c.peer == place.peer, in_entries.c.seq == place.seq)
+                select(in_entries).where(in_entries.c.feed == place.feed, in_entries.c.seq == place.seq)
             ).one()
             body = entries.read(row.data).body
             assert isinstance(body, Delivery)

@@ -258,7 +258,7 @@ def test_tests_that_are_named_exist() -> None:
 def test_a_command_that_is_not_there_is_noticed() -> None:
     assert _wrong("apostille --home fr advisory release NAME --dry-run") is None
     assert _wrong("apostille advisory publish NAME") == "apostille advisory has no command publish"
-    assert _wrong("apostille recall NAME") == "apostille has no command recall"
+    assert _wrong("apostille publish NAME") == "apostille has no command publish"
     assert _wrong("apostille inbox list --every") == "apostille inbox list has no option --every"
 
 

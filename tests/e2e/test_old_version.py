@@ -31,7 +31,7 @@ sunset_review: 2030-01-01T00:00:00Z
 purposes: [remediation, detection]
 grants:
   - id: all
-    tlp: [CLEAR, GREEN, AMBER]
+    tlp: [CLEAR, GREEN, AMBER, RED]
     share: {identification: full, technical: full, product: full, severity: full, remediation: full, attribution: full}
 """
 
@@ -104,7 +104,8 @@ def test_a_node_of_the_version_before_takes_part(old_tree: Path, tmp_path: Path)
         until(lambda: new.json("agreement", "list")[0]["state"] == "in force")
         for site in (new, old):
             site.run("advisory", "import", str(EXAMPLE))
-        name = new.json("advisory", "list")[0]["advisory"]
+        name, red = "CERT-FR-2026-0131", "CERT-FR-2026-0139"
+        assert "must be upgraded" in new.run("advisory", "release", red, code=1)  # it could not be taken back from there
         assert new.json("advisory", "release", name)["peers"][0]["entry"] is not None
         until(lambda: [item["advisory"] for item in old.json("inbox", "list")] == [name])
         assert old.json("advisory", "release", name)["peers"][0]["entry"] is not None
