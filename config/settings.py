@@ -37,10 +37,9 @@ class LogFile:
 class Settings:
     """What an operator decides. `listen` is where the server binds, `advertise` what the card tells peers.
 
-    `people` maps accounts of the operating system to their posts (`node.people`); empty, the account that owns the home
-    has them all.
-    `database` is the URL of a PostgreSQL database, None for the file in the home. `metrics` is a loopback address, None
-    for none; `log` is None for stderr.
+    `people` maps accounts of the operating system to their posts (`node.home.people`); empty, the account that owns the
+    home has them all. `database` is the URL of a PostgreSQL database, None for the file in the home. `metrics` is a
+    loopback address, None for none; `log` is None for stderr.
     """
 
     node: NodeId

@@ -1,8 +1,8 @@
 """A node's account of one release: the record in its ledger, read strictly, and compared with the entry that went out.
 
-The record is JSON in the bytes that were chained (`node.ledger`). What can be compared needs no key: that the entry is
-the one that the record names, under the same terms, with exactly the parts in exactly the forms that the record lists.
-Who signed what is for others to check.
+The record is JSON in the bytes that were chained (`node.records.ledger`). What can be compared needs no key: that the
+entry is the one that the record names, under the same terms, with exactly the parts in exactly the forms that the
+record lists. Who signed what is for others to check.
 
 A part is found in the entry without any label file: a disclosure that holds nothing but digests is a container, an
 entry of `labels` is a raised category, every other is a part. Only whether a value is generalised is read from the

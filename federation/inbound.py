@@ -3,7 +3,8 @@
     PageEntry.envelope --open_delivery--> Opened --read_advisory--> Advisory --admit--> Admitted
 
 Each function takes only the type that the one before makes, so nothing unverified can be read. Whether CSAF is valid is
-checked by its author, never here. Proving the page comes before (`federation.feed`), committing after (`node.sync`).
+checked by its author, never here. Proving the page comes before (`federation.feed`), committing after
+(`node.exchange.sync`).
 """
 
 import hashlib

@@ -1,14 +1,17 @@
 """Every act that takes two people, with the function that carries it out: one place, above all use cases.
 
-Each use case asks for its own act and knows how it is carried out; `node.approvals` knows neither.
+Each use case asks for its own act and knows how it is carried out; `node.records.approvals` knows neither.
 """
 
-from node import advisories, epochs, peers, resolutions, rotation
-from node.approvals import Act, Acts
+from node.desk import resolutions
+from node.exchange import epochs
+from node.peering import peers, rotation
+from node.records.approvals import Act, Acts
+from node.sharing import advisories
 
 
 def registry() -> Acts:
-    """What `node.approvals.settle` carries out."""
+    """What `node.records.approvals.settle` carries out."""
     return {
         Act.TRUST: peers.carry_out_trust,
         Act.LABEL: advisories.carry_out_label,

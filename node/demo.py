@@ -316,8 +316,9 @@ _Outcomes = dict[tuple[str, str, str], dict[NodeId, tuple[Decision, int | None]]
 
 def _outcomes(sites: tuple[Site, ...]) -> _Outcomes:
     """By advisory: what each peer got, with the sequence number under which that peer acknowledged it."""
-    from node import advisories, ledger, releases
     from node.main import open_node
+    from node.records import ledger
+    from node.sharing import advisories, releases
 
     found: _Outcomes = {}
     for site in sites:

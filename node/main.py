@@ -5,7 +5,7 @@ A home is a folder that only its owner can read:
     apostille.yaml   settings          keys/          online keys
     passphrase       opens the keys    roots/         root keys, until they are moved offline
     apostille.db     everything else, this node's card included
-    alerts           where alarms are carried to, if the operator wrote that file (`node.courier`)
+    alerts           where alarms are carried to, if the operator wrote that file (`node.operation.courier`)
 """
 
 import os
@@ -26,10 +26,10 @@ from federation.limits import MAX_ROOT_KEYS
 from federation.model import SPOKEN_VERSIONS, Country, NodeId
 from federation.policy.engine import RuleBook, rule_book
 from federation.policy.packs import load_pack
-from node import keys, lock, owncard, people
-from node.context import Node
-from node.owncard import OwnCard
-from node.people import People, Post
+from node.home import keys, lock, owncard, people
+from node.home.context import Node
+from node.home.owncard import OwnCard
+from node.home.people import People, Post
 from node.store import database
 from node.store.database import Upgraded
 

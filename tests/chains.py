@@ -17,9 +17,11 @@ from federation.entries import Delivery
 from federation.entries import read as read_entry
 from federation.model import NodeId
 from federation.sdjwt import read_header_and_payload
-from node import agreements, inbox, passing, peers, relays, releases
-from node.agreements import Held
-from node.relays import Given
+from node.desk import inbox
+from node.peering import agreements, peers
+from node.peering.agreements import Held
+from node.sharing import passing, relays, releases
+from node.sharing.relays import Given
 from node.store.database import read
 from node.store.tables import audit, in_entries, in_feeds
 from tests.nodes import (

@@ -18,10 +18,14 @@ from federation.checkpoint import Checkpoint, parse_origin_line
 from federation.errors import AwaitsSecondError, UnreachableError
 from federation.feed import Ask, PageBytes
 from federation.model import NodeId
-from node import acts, approvals, backup, epochs, feeds, main
-from node.backup import Restored
-from node.context import Node
-from node.epochs import Cause
+from node import acts, main
+from node.exchange import epochs
+from node.exchange.epochs import Cause
+from node.home.context import Node
+from node.operation import backup
+from node.operation.backup import Restored
+from node.peering import feeds
+from node.records import approvals
 from node.store import sqlite
 from node.store.database import read
 from tests.nodes import DirectLink, World
@@ -122,7 +126,7 @@ class Recorder:
 
 
 class RecordedLink:
-    """`node.sync.Link` to one copy of a sender."""
+    """`node.exchange.sync.Link` to one copy of a sender."""
 
     def __init__(self, recorder: Recorder, honest: DirectLink, pages: int | None) -> None:
         self.recorder, self.honest, self.pages = recorder, honest, pages

@@ -14,9 +14,15 @@ from federation.errors import AwaitsSecondError
 from federation.keyring import for_newcomers
 from federation.model import NodeId, Role, instant_text
 from federation.recall import Reason
-from node import acts, approvals, inbox, owncard, passing, peers, proofs, recalls, releases, retention, rotation
-from node.context import Node
-from node.rotation import Change
+from node import acts
+from node.audit import proofs
+from node.desk import inbox
+from node.home import owncard
+from node.home.context import Node
+from node.peering import peers, rotation
+from node.peering.rotation import Change
+from node.records import approvals
+from node.sharing import passing, recalls, releases, retention
 from node.store.database import read
 from tests.chains import Chain, give, join, make_chain
 from tests.nodes import DE, FR, IN, document, import_document

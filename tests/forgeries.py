@@ -22,7 +22,7 @@ from federation.errors import (
 )
 from federation.limits import MAX_PROOF_BYTES
 from federation.model import JsonObject, NodeId, Purpose, Role
-from node.context import Node
+from node.home.context import Node
 from tests.nodes import DE, IN
 
 THANKS = "/csaf/document/acknowledgments/0/names"

@@ -29,11 +29,16 @@ from federation.feed import Ask, PageBytes
 from federation.model import Country, JsonObject, NodeId, Presentation, Role, Terms, Tlp, instant_text
 from federation.sdjwt.profile import header
 from federation.strictjson import encode
-from node import advisories, agreements, feeds, inbox, main, owncard, peers, releases, serving, sync
-from node.agreements import Held
-from node.context import Node
-from node.owncard import OwnCard
-from node.people import Post
+from node import main
+from node.desk import inbox
+from node.exchange import serving, sync
+from node.home import owncard
+from node.home.context import Node
+from node.home.owncard import OwnCard
+from node.home.people import Post
+from node.peering import agreements, feeds, peers
+from node.peering.agreements import Held
+from node.sharing import advisories, releases
 from node.store.database import MEMORY, create, open_engine, read, write
 from node.store.tables import in_entries, out_entries, out_feeds
 
@@ -228,7 +233,7 @@ def import_document(
 
 
 class DirectLink:
-    """`node.sync.Link` without a network: the honest server is called in this process."""
+    """`node.exchange.sync.Link` without a network: the honest server is called in this process."""
 
     def __init__(self, server: Node, caller: Node, page: int = 0) -> None:
         self.server, self.caller, self.page = server, caller, page
@@ -267,7 +272,7 @@ class LyingLink:
 
 
 class ForgedFeed:
-    """`node.sync.Link` of a sender with its real feed key and a history of its choice.
+    """`node.exchange.sync.Link` of a sender with its real feed key and a history of its choice.
 
     `items` are all entries of that history; pages hold `page` of them. The roots are those of `items`, so that a later
     ForgedFeed with other items is a fork.

@@ -18,10 +18,12 @@ from federation.policy.rules import parse
 from federation.policy.schema import Control
 from federation.recall import Reason
 from federation.statement import Kind
-from node import answers, inbox, main, releases, statements
-from node.agreements import Held
-from node.answers import HolderState
-from node.inbox import InboxState
+from node import main
+from node.desk import inbox
+from node.desk.inbox import InboxState
+from node.peering.agreements import Held
+from node.sharing import answers, releases, statements
+from node.sharing.answers import HolderState
 from node.store import tables
 from node.store.database import read, write
 from tests.nodes import (

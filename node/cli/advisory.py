@@ -28,7 +28,7 @@ def draft(
     as_json: make.AsJson = False,
 ) -> None:
     """Drafts an advisory from a case. Only named fields are copied: internal notes and the reporter stay behind."""
-    from node import cases
+    from node.sharing import cases
 
     made = cases.draft(session.node(), case)
     if as_json:
@@ -77,7 +77,7 @@ def label(
 
     Lowering what was marked before takes two people: with --reason it is noted for a second one, with exit code 10.
     """
-    from node import advisories
+    from node.sharing import advisories
 
     advisories.label(session.node(), name, pointer, category, reason)
     screen.note(f"{pointer} of {name} is {category} from now on.")
@@ -174,7 +174,7 @@ def withdraw(
     To take an advisory back from everybody, with answers that say so, recall it: apostille recall --help
     """
     from federation.model import NodeId
-    from node import releases
+    from node.sharing import releases
 
     seqs = releases.withdraw(session.node(), name, NodeId(peer), revision)
     session.wake()
@@ -221,7 +221,7 @@ def grants(as_json: make.AsJson = False) -> None:
 @make.command(app, "list", "apostille advisory list")
 def list_advisories(as_json: make.AsJson = False) -> None:
     """Lists this node's own advisories."""
-    from node import advisories
+    from node.sharing import advisories
 
     found = advisories.all_advisories(session.node())
     if as_json:
@@ -257,7 +257,7 @@ def show(
     from node.cli import document, releasing
 
     if as_peer is None:
-        from node import advisories
+        from node.sharing import advisories
 
         summary, csaf, ai = advisories.content(session.node(), name, revision)
     elif revision is not None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from federation.agreement import Agreement
-    from node.agreements import Held
-    from node.context import Node
+    from node.home.context import Node
+    from node.peering.agreements import Held
 
 _SHORT_DIGEST = 8  # hexadecimal digits that name an agreement
 app = make.group(
@@ -68,7 +68,7 @@ def propose(
 ) -> None:
     """Signs an agreement for this node and offers it to the other parties, through their feeds."""
     from federation.limits import MAX_CONTROL_BYTES
-    from node import agreements
+    from node.peering import agreements
 
     node = session.node()
     held = agreements.propose(node, session.read_text(file, MAX_CONTROL_BYTES), str(file))
@@ -98,7 +98,7 @@ def countersign(
 
     A file that this node has signed before is taken in for the signatures of the others.
     """
-    from node import agreements
+    from node.peering import agreements
 
     node = session.node()
     path = Path(reference)
@@ -126,7 +126,7 @@ def countersign(
 @make.command(app, "list", "apostille agreement list")
 def list_agreements(as_json: make.AsJson = False) -> None:
     """Lists every agreement, the newest version of each first."""
-    from node import agreements
+    from node.peering import agreements
 
     node = session.node()
     now = node.clock()
@@ -155,7 +155,7 @@ def show(
     as_json: make.AsJson = False,
 ) -> None:
     """Shows the terms of an agreement and who has signed it. Signatures in a file are listed, not checked."""
-    from node import agreements
+    from node.peering import agreements
 
     path = Path(reference)
     if path.is_file():
@@ -195,7 +195,7 @@ def _finish(held: "Held", now: "datetime", out: Path | None, as_json: bool, done
 
 def _receive(node: "Node", path: Path) -> "Held":
     from federation.limits import MAX_CONTROL_BYTES
-    from node import agreements
+    from node.peering import agreements
 
     document = session.read_file(path, MAX_CONTROL_BYTES)
     with exits.reading(path):

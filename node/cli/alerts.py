@@ -8,7 +8,7 @@ from federation.errors import UsageError
 from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
-    from node.alarms import Raised
+    from node.records.alarms import Raised
 
 app = make.group(
     "Alarms: what a person has to look at. A running server also carries each new one to the addresses in the file "
@@ -25,7 +25,7 @@ def list_alarms(
     as_json: make.AsJson = False,
 ) -> None:
     """Lists the alarms that nobody has acknowledged, newest first, with what to do about each."""
-    from node import alarms
+    from node.records import alarms
 
     found = alarms.all_alarms(session.node(), every=every)
     if as_json:
@@ -63,7 +63,7 @@ def ack(
     as_json: make.AsJson = False,
 ) -> None:
     """Notes that you have seen alarms. What is found again after that is a new alarm."""
-    from node import alarms
+    from node.records import alarms
 
     if bool(numbers) is every:
         raise UsageError("name alarms by their numbers, or all of them with --all")
@@ -83,8 +83,8 @@ def send_test(as_json: make.AsJson = False) -> None:
 
     Exit code 1 if one did not.
     """
-    from node import courier
-    from node.people import Post
+    from node.home.people import Post
+    from node.operation import courier
     from node.store.database import record, write
 
     node = session.node()
@@ -112,7 +112,7 @@ def send_test(as_json: make.AsJson = False) -> None:
 
 
 def _data(alarm: "Raised") -> dict[str, Any]:
-    from node.alarms import ADVICE
+    from node.records.alarms import ADVICE
 
     return {
         "alarm": alarm.number,

@@ -7,7 +7,7 @@ import typer
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.approvals import Request
+    from node.records.approvals import Request
 
 app = make.group(
     "Acts that take two people. One person's command notes a request; a second person, who is an approver and nobody "
@@ -35,7 +35,7 @@ def list_requests(
     as_json: make.AsJson = False,
 ) -> None:
     """Lists the requests that wait for a second person."""
-    from node import approvals
+    from node.records import approvals
 
     node = session.node()
     found = approvals.all_requests(node) if every else approvals.pending(node)
@@ -54,7 +54,7 @@ def list_requests(
 @make.command(app, "show", "apostille approval show 3")
 def show(number: _Number, as_json: make.AsJson = False) -> None:
     """Shows exactly what would be done, who asked for it, and why."""
-    from node import approvals
+    from node.records import approvals
 
     request = approvals.find(session.node(), number)
     if as_json:
@@ -93,7 +93,8 @@ def refuse(number: _Number, as_json: make.AsJson = False) -> None:
 
 
 def _settle(number: int, *, approve: bool, as_json: bool) -> None:
-    from node import acts, approvals
+    from node import acts
+    from node.records import approvals
 
     request = approvals.settle(session.node(), number, acts.registry(), approve=approve)
     session.wake()

@@ -8,7 +8,7 @@ import typer
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.archive import Manifest
+    from node.operation.archive import Manifest
 
 app = make.single()
 
@@ -38,13 +38,13 @@ def backup(
 
     A database on a PostgreSQL server is not in it: dump that with pg_dump right after this command.
     """
-    from node import archive
+    from node.operation import archive
 
     if verify:
         manifest = archive.verify(file)
         _show(manifest, as_json, file, None)
         return
-    from node import backup as backups
+    from node.operation import backup as backups
 
     node = session.node()
     made = backups.make(node, file, roots=with_roots, passphrase=with_passphrase)

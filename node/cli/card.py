@@ -1,16 +1,17 @@
 """`apostille card`: the card by which peers know a node."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from federation.errors import NotFoundError, UsageError
 from node.cli import exits, key, make, screen, session
+from node.cli.cards import card_data, show_card
 
 if TYPE_CHECKING:
     from federation.keyring import Card
-    from node.owncard import OwnCard
+    from node.home.owncard import OwnCard
 
 app = make.group(
     "The card by which peers know a node: its name, jurisdiction, address and public keys, signed by its root keys.",
@@ -96,8 +97,8 @@ def sign(
     Signatures are added to those that are there, so the file can go from one root key to the next.
     """
     from federation.limits import MAX_CARD_BYTES
-    from node import prepared
-    from node.keys import offline_roots
+    from node.home import prepared
+    from node.home.keys import offline_roots
 
     data = session.read_file(file, MAX_CARD_BYTES)
     with exits.reading(file):
@@ -134,7 +135,7 @@ def install(
     A card with other root keys takes two people: exit code 10 when it is noted; nothing has changed then.
     """
     from federation.limits import MAX_CARD_BYTES
-    from node import rotation
+    from node.peering import rotation
 
     node = session.node()
     data = session.read_file(file, MAX_CARD_BYTES)
@@ -146,7 +147,7 @@ def install(
 @make.command(app, "renew", "apostille card renew", "apostille card renew --prepare card-to-sign.json")
 def renew(file: key.Prepare = None, version: key.Version = None, as_json: make.AsJson = False) -> None:
     """Makes a new card with the same keys: after the advertised address was changed in the settings, or an upgrade."""
-    from node.rotation import Change
+    from node.peering.rotation import Change
 
     key.apply(Change(endpoint=key.advertised(), version=version), file, as_json=as_json)
 
@@ -171,7 +172,8 @@ def new_roots(
     Peers follow by themselves. Where the old root keys are offline, --prepare writes the card for them to sign with
     `apostille card sign --hand-over`; then `apostille card install`.
     """
-    from node import prepared, rotation
+    from node.home import prepared
+    from node.peering import rotation
 
     if file is None and reason is None:
         raise UsageError("other root keys take a second person: say why with --reason")
@@ -186,67 +188,10 @@ def new_roots(
     screen.note(f"Then, here: apostille card install {file.name} --reason TEXT")
 
 
-def read_card_file(path: Path) -> "tuple[bytes, Card]":
-    """A card that came as a file. Raises UsageError or RemoteError, naming the file."""
-    from federation.keyring import for_newcomers, open_card
-    from federation.limits import MAX_CARD_BYTES
-
-    data = session.read_file(path, MAX_CARD_BYTES)
-    with exits.reading(path):
-        return data, open_card(for_newcomers(data))  # one that changed root keys is signed by the earlier ones too
-
-
-def show_card(card: "Card") -> None:
-    """A card on stdout, for people."""
-    from node.peers import fingerprint_words
-
-    screen.facts(
-        [
-            ("Node", card.node),
-            ("Jurisdiction", card.jurisdiction),
-            ("Address", card.endpoint),
-            ("Card", f"version {card.version} of {screen.cell(card.issued_at)}"),
-            ("Root keys", f"{len(card.roots.keys)}, of which {card.roots.threshold} must sign a card"),
-            ("Fingerprint", fingerprint_words(card.roots)),
-        ]
-    )
-    rows = [(_PURPOSE[key.role], key.kid, key.valid_from, key.valid_until) for key in card.keys]
-    screen.table(("Key for", "Id", "Valid from", "Valid until"), rows)
-
-
-def card_data(card: "Card") -> dict[str, Any]:
-    """A card for scripts."""
-    from node.peers import fingerprint_words
-
-    return {
-        "node": card.node,
-        "jurisdiction": card.jurisdiction,
-        "endpoint": card.endpoint,
-        "version": card.version,
-        "issued_at": card.issued_at,
-        "protocols": card.protocols,
-        "root_keys": len(card.roots.keys),
-        "root_threshold": card.roots.threshold,
-        "fingerprint": fingerprint_words(card.roots),
-        "keys": [
-            {"role": key.role, "kid": key.kid, "valid_from": key.valid_from, "valid_until": key.valid_until}
-            for key in card.keys
-        ],
-    }
-
-
-_PURPOSE = {
-    "issue": "issue: signs advisories and agreements",
-    "feed": "feed: signs what is sent",
-    "receipt": "receipt: acknowledges what came",
-    "tls": "tls: protects connections",
-}
-
-
 def _read_any(path: Path) -> "tuple[Card, int]":
     """A card that came as a file, and how many signatures of its own root keys it lacks."""
     from federation.limits import MAX_CARD_BYTES
-    from node import prepared
+    from node.home import prepared
 
     with exits.reading(path):
         card, count, _ = prepared.read(session.read_file(path, MAX_CARD_BYTES))
@@ -279,7 +224,7 @@ def _passphrase(file: Path | None) -> bytes:
 def _earlier(version: int) -> bytes:
     """A card of this node as it was installed. Raises NotFoundError."""
     from federation.keyring import unverified
-    from node import owncard
+    from node.home import owncard
     from node.main import open_database, read_settings
     from node.store.database import read
 

@@ -8,7 +8,7 @@ import typer
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.cases import Case
+    from node.sharing.cases import Case
 
 app = make.group(
     "Private records of what you work on. A case never leaves this node: advisories are drafted from named fields.",
@@ -37,7 +37,7 @@ def open_case(
 ) -> None:
     """Opens a case from a file. The reporter's name is encrypted at rest."""
     from federation.limits import MAX_DOCUMENT_BYTES
-    from node import cases
+    from node.sharing import cases
 
     text = session.read_text(file, MAX_DOCUMENT_BYTES)
     opened = cases.open_case(session.node(), text, str(file))
@@ -50,7 +50,7 @@ def open_case(
 @make.command(app, "list", "apostille case list")
 def list_cases(as_json: make.AsJson = False) -> None:
     """Lists every case."""
-    from node import cases
+    from node.sharing import cases
 
     found = cases.all_cases(session.node())
     if as_json:
@@ -71,7 +71,7 @@ def show(
     as_json: make.AsJson = False,
 ) -> None:
     """Shows a case. Who reported it stays sealed unless you ask."""
-    from node import cases
+    from node.sharing import cases
 
     case = cases.show_case(session.node(), name, with_reporter=reporter)
     if as_json:

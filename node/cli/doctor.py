@@ -1,4 +1,4 @@
-"""`apostille doctor`: is this home fit to run, and what to do where it is not. Prints; `node.checkup` looks."""
+"""`apostille doctor`: is this home fit to run, and what to do where it is not. `node.operation.checkup` looks."""
 
 from node.cli import exits, make, screen, session
 
@@ -11,7 +11,7 @@ def doctor(as_json: make.AsJson = False) -> None:
 
     ok: as it should be. warn: works now, but somebody should act. fail: must be mended; then the exit code is 1.
     """
-    from node.checkup import Verdict, examine
+    from node.operation.checkup import Verdict, examine
 
     found = examine(session.home())
     if as_json:

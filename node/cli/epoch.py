@@ -24,7 +24,7 @@ def list_epochs(
 ) -> None:
     """Lists every epoch of every feed, those that have ended too, and where people have to act."""
     from federation.model import NodeId
-    from node import epochs
+    from node.exchange import epochs
 
     found = epochs.all_epochs(session.node(), None if peer is None else NodeId(peer))
     if as_json:
@@ -73,7 +73,7 @@ def open_epoch(
     """
     from federation.errors import UsageError
     from federation.model import NodeId
-    from node import epochs
+    from node.exchange import epochs
 
     if cause not in tuple(epochs.Cause):
         raise UsageError(f"--cause: {cause} is none of {', '.join(epochs.Cause)}")
@@ -95,6 +95,6 @@ def accept(peer: _Peer, reason: _Reason) -> None:
     Exit code 10 when it is noted; nothing has changed then.
     """
     from federation.model import NodeId
-    from node import epochs
+    from node.exchange import epochs
 
     epochs.accepting(session.node(), NodeId(peer), reason)

@@ -28,8 +28,8 @@ def explain(
     """
     from federation.model import Form, NodeId
     from federation.policy.explain import by_rule
-    from node import releases
     from node.cli import releasing
+    from node.sharing import releases
 
     summary, outcome = releases.explain(session.node(), name, NodeId(peer))
     if as_json:

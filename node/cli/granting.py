@@ -6,9 +6,9 @@ from typing import Any
 
 from federation.errors import MalformedError, UsageError
 from federation.model import Category, NodeId, instant
-from node import relays
 from node.cli import screen, session
-from node.relays import Given
+from node.sharing import relays
+from node.sharing.relays import Given
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 

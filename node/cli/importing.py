@@ -15,12 +15,12 @@ from federation.errors import (
 )
 from federation.limits import MAX_DOCUMENT_BYTES
 from federation.model import NodeId, Role, Tlp
-from node.advisories import Imported, import_file
 from node.cli import exits, screen, session
 from node.cli.summaries import imported_data, say_unlabelled
-from node.context import Node
-from node.peers import all_peers, trusted_card
-from node.releases import release
+from node.home.context import Node
+from node.peering.peers import all_peers, trusted_card
+from node.sharing.advisories import Imported, import_file
+from node.sharing.releases import release
 
 _FATAL = (LockedError, NotAllowedError, ConflictError, NotFoundError)  # it would be the same for every file
 

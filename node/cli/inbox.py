@@ -15,8 +15,8 @@ from federation.model import NodeId, Tlp
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.desk import Annotation
-    from node.inbox import Item
+    from node.desk.inbox import Item
+    from node.desk.work import Annotation
 
 app = make.group(
     "Advisories that peers sent. What stands in one is said by its origin, whose signature was verified; parts that "
@@ -30,7 +30,7 @@ _ID = Annotated[str, typer.Argument(metavar="ID", help="Its number in `inbox lis
 
 
 class State(StrEnum):
-    """The states of `node.inbox.InboxState`."""
+    """The states of `node.desk.inbox.InboxState`."""
 
     CURRENT = "current"
     SUPERSEDED = "superseded"
@@ -83,9 +83,9 @@ def list_items(
     Words are looked for in what was disclosed to this node, wherever it stands, in any spelling of small and capital
     letters; `gate` finds Gateway.
     """
-    from node import desk, inbox
-    from node.inbox import InboxState
-    from node.search import Query
+    from node.desk import inbox, work
+    from node.desk.inbox import InboxState
+    from node.desk.search import Query
 
     node = session.node()
     query = Query(
@@ -97,7 +97,7 @@ def list_items(
         since=None if since is None else _day(since, "--since"),
         until=None if until is None else _day(until, "--until") + timedelta(days=1),
         unread=unread,
-        assigned_to=None if assigned_to is None else desk.account_of(node, assigned_to),
+        assigned_to=None if assigned_to is None else work.account_of(node, assigned_to),
     )
     found = inbox.items(node, query, states=[InboxState(one) for one in state or ()], every_state=every)
     if as_json:
@@ -148,11 +148,11 @@ def show(reference: _ID, as_json: make.AsJson = False) -> None:
 
     For an analyst it counts as read from then on. Of one that is gone, only what people here wrote is left.
     """
-    from node import desk, inbox
     from node.cli import document
+    from node.desk import inbox, work
 
     node = session.node()
-    notes = desk.annotations_of(node, inbox.find(node, reference))
+    notes = work.annotations_of(node, inbox.find(node, reference))
     try:
         found = inbox.content(node, reference)
     except HeldError:
@@ -178,7 +178,7 @@ def show(reference: _ID, as_json: make.AsJson = False) -> None:
                 "annotations": _notes(notes),
             }
         )
-        desk.mark_shown(node, item)
+        work.mark_shown(node, item)
         return
     screen.facts(
         [
@@ -198,7 +198,7 @@ def show(reference: _ID, as_json: make.AsJson = False) -> None:
     )
     document.show(found.csaf, found.ai)
     _show_notes(notes)
-    desk.mark_shown(node, item)
+    work.mark_shown(node, item)
 
 
 @make.command(
@@ -218,7 +218,7 @@ def export(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; stdout without it.")] = None,
 ) -> None:
     """Writes a received advisory for other tools: as a CSAF document, or as the signed original."""
-    from node import inbox
+    from node.desk import inbox
 
     found = inbox.content(session.node(), reference)
     if form is Format.SD_JWT:
@@ -238,9 +238,9 @@ def export(
 @make.command(app, "read", "apostille inbox read 3")
 def read(reference: _ID, as_json: make.AsJson = False) -> None:
     """Marks an item as read, as `inbox show` does."""
-    from node import desk
+    from node.desk import work
 
-    _told(desk.mark_read(session.node(), reference), "is read", as_json=as_json)
+    _told(work.mark_read(session.node(), reference), "is read", as_json=as_json)
 
 
 @make.command(
@@ -253,11 +253,11 @@ def assign(
     as_json: make.AsJson = False,
 ) -> None:
     """Assigns an item to somebody who works on it."""
-    from node import desk
+    from node.desk import work
 
     if (account is None) is not undo:
         raise UsageError("say to whom, or --undo")
-    item = desk.assign(session.node(), reference, account)
+    item = work.assign(session.node(), reference, account)
     _told(item, f"is assigned to {item.assigned_to or 'nobody'}", as_json=as_json)
 
 
@@ -268,9 +268,9 @@ def actioned(
     as_json: make.AsJson = False,
 ) -> None:
     """Notes that what an item asks for has been done here."""
-    from node import desk
+    from node.desk import work
 
-    item = desk.action(session.node(), reference, undo=undo)
+    item = work.action(session.node(), reference, undo=undo)
     _told(item, "is open again" if undo else "is done", as_json=as_json)
 
 
@@ -284,9 +284,9 @@ def annotate(
 
     So do not copy into it what must not stay.
     """
-    from node import desk
+    from node.desk import work
 
-    _told(desk.annotate(session.node(), reference, text), "is annotated", as_json=as_json)
+    _told(work.annotate(session.node(), reference, text), "is annotated", as_json=as_json)
 
 
 @make.command(app, "diff", "apostille inbox diff CB-2026-0042", "apostille inbox diff 7 3 --json")
@@ -301,10 +301,10 @@ def diff(
 
     A part that the later one lacks was taken out or is withheld from this node: nobody here can tell which.
     """
-    from node import desk
-    from node.desk import Difference
+    from node.desk import work
+    from node.desk.work import Difference
 
-    earlier, later, changes = desk.diff(session.node(), reference, other)
+    earlier, later, changes = work.diff(session.node(), reference, other)
     if as_json:
         screen.emit(
             {

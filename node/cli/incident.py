@@ -8,7 +8,7 @@ import typer
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.incidents import Incident
+    from node.records.incidents import Incident
 
 app = make.group(
     "Evidence that a peer has broken the protocol: a history told in two ways, taken back or shortened, two documents "
@@ -32,7 +32,7 @@ def list_incidents(
     as_json: make.AsJson = False,
 ) -> None:
     """Lists the incidents that nobody has settled, oldest first."""
-    from node import incidents
+    from node.records import incidents
 
     found = incidents.all_incidents(session.node(), every=every)
     if as_json:
@@ -50,7 +50,8 @@ def list_incidents(
 @make.command(app, "show", "apostille peer incident show 2")
 def show(number: _Number, as_json: make.AsJson = False) -> None:
     """Shows the evidence: what was signed, and whether a third party can judge it without us."""
-    from node import inbox, incidents
+    from node.desk import inbox
+    from node.records import incidents
 
     node = session.node()
     found = incidents.find(node, number)
@@ -96,7 +97,7 @@ def export(
 
     It holds what was signed, and the card: of a document only what is plain in every advisory, never what it says.
     """
-    from node import incidents
+    from node.records import incidents
 
     found, data = incidents.export(session.node(), number)
     if out is None:
@@ -130,7 +131,7 @@ def resolve(
     The feed is taken from again. If that peer still contradicts itself, the next sync opens a new incident. Exit code
     10 when it is noted; nothing has changed then.
     """
-    from node import resolutions
+    from node.desk import resolutions
 
     resolutions.resolve(session.node(), number, reason, keep=keep, neither=neither)
 

@@ -49,7 +49,7 @@ def init(
     from config.settings import database_url, known_country
     from federation.model import node_id
     from node.main import PASSPHRASE_FILE, init_home
-    from node.peers import fingerprint_words
+    from node.peering.peers import fingerprint_words
 
     try:
         name = node_id(node_name)

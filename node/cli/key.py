@@ -10,11 +10,12 @@ import typer
 from federation.errors import UsageError
 from federation.model import Role
 from node.cli import make, screen, session
+from node.cli.cards import card_data
 
 if TYPE_CHECKING:
     from federation.keyring import Card
-    from node.context import Node
-    from node.rotation import Change
+    from node.home.context import Node
+    from node.peering.rotation import Change
 
 app = make.group(
     "The keys in daily use. New ones are put beside the old ones on a new card, which the feeds bring to the peers; "
@@ -42,7 +43,7 @@ def list_keys(as_json: make.AsJson = False) -> None:
     A key is `next` until every peer can verify it, `current` while something is signed with it, and `old` while it is
     valid beside its successor.
     """
-    from node import cards, rotation
+    from node.peering import cards, rotation
 
     node = session.node()
     states, waiting = rotation.key_states(node), cards.waiting(node)
@@ -99,7 +100,7 @@ def rotate(
     With the root keys in this home, the card is signed and in force at once. Where they are kept offline, --prepare
     writes it to a file: sign that with `apostille card sign`, then `apostille card install`.
     """
-    from node.rotation import Change
+    from node.peering.rotation import Change
 
     chosen = _roles(roles or [], every)
     span = None if overlap is None else parse_span(overlap)
@@ -127,7 +128,7 @@ def retire(
     """
     from dataclasses import replace
 
-    from node import rotation
+    from node.peering import rotation
 
     change = rotation.retire(session.node(), kid, at_once=at_once)
     apply(replace(change, endpoint=advertised()), file, as_json=as_json)
@@ -141,7 +142,7 @@ def prune(
     as_json: make.AsJson = False,
 ) -> None:
     """Deletes private keys that nothing is signed with any more. `apostille key rotate` does so too."""
-    from node import rotation
+    from node.peering import rotation
 
     gone = rotation.prune(session.node(), unused=unused)
     if as_json:
@@ -152,7 +153,8 @@ def prune(
 
 def apply(change: "Change", file: Path | None, *, as_json: bool) -> None:
     """Makes the card that is wanted: in force at once, or as a file to be signed."""
-    from node import prepared, rotation
+    from node.home import prepared
+    from node.peering import rotation
 
     node = session.node()
     if file is not None:
@@ -176,8 +178,6 @@ def installed(node: "Node", card: "Card", *, as_json: bool) -> None:
 
 def tell(card: "Card", *, as_json: bool) -> None:
     """A card for scripts, if they want one."""
-    from node.cli.card import card_data
-
     if as_json:
         screen.emit(card_data(card))
 
@@ -207,7 +207,7 @@ def _roles(given: list[str], every: bool) -> tuple[Role, ...]:
 
 
 def _say_who_waits(node: "Node") -> None:
-    from node import cards
+    from node.peering import cards
 
     waiting = cards.waiting(node)
     if waiting:

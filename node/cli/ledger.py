@@ -7,7 +7,7 @@ import typer
 from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
-    from node.ledger import LedgerRow
+    from node.records.ledger import LedgerRow
 
 app = make.group(
     "The account of every disclosure: what went to whom, which parts, under which agreement and rules, by whom.",
@@ -33,7 +33,7 @@ def list_rows(
 ) -> None:
     """Lists disclosures, oldest first. Acknowledged: the peer has signed that it holds the entry durably."""
     from federation.model import Form, NodeId
-    from node import ledger
+    from node.records import ledger
 
     rows = ledger.rows(session.node(), NodeId(peer) if peer is not None else None, advisory)
     if as_json:
@@ -82,7 +82,7 @@ def verify(as_json: make.AsJson = False) -> None:
     advisories, agreements, recalls and statements. Ends with code 1 when anything does not agree. Works beside a
     running server.
     """
-    from node import verify as checks
+    from node.audit import verify as checks
 
     node = session.node()
     with screen.progress("Checking rows", checks.count(node)) as advance:

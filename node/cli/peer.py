@@ -7,11 +7,11 @@ import typer
 
 from federation.errors import UsageError
 from node.cli import epoch, exits, incident, make, screen, session
-from node.cli.card import card_data, read_card_file, show_card
+from node.cli.cards import card_data, read_card_file, show_card
 
 if TYPE_CHECKING:
     from federation.keyring import Card
-    from node.context import Node
+    from node.home.context import Node
 
 app = make.group(
     "Other nodes whose cards are enrolled here.",
@@ -45,7 +45,7 @@ def enrol(
     A newer card of a peer that is known is taken without comparing, if the same root keys signed it and the peer is
     still in the same country.
     """
-    from node import peers
+    from node.peering import peers
 
     data, card = read_card_file(file)
     node = session.node()
@@ -69,7 +69,7 @@ def enrol(
 @make.command(app, "list", "apostille peer list", "apostille peer list --json")
 def list_peers(as_json: make.AsJson = False) -> None:
     """Lists every peer, the distrusted ones too."""
-    from node import peers
+    from node.peering import peers
 
     node = session.node()
     found, changed = peers.all_peers(node), peers.root_changes(node)
@@ -121,7 +121,7 @@ def distrust(
 ) -> None:
     """From now on, nothing is taken from this peer or given to it. Trusting it again takes two people."""
     from federation.model import NodeId
-    from node import peers
+    from node.peering import peers
 
     peers.distrust(session.node(), NodeId(peer))
     session.wake()
@@ -138,13 +138,13 @@ def trust(
     Exit code 10 when it is noted; nothing has changed then.
     """
     from federation.model import NodeId
-    from node import peers
+    from node.peering import peers
 
     peers.trust_again(session.node(), NodeId(peer), reason)
 
 
 def _known(node: "Node", card: "Card") -> bool:
-    from node import peers
+    from node.peering import peers
 
     return any(
         (p.card.node, p.card.roots, p.card.jurisdiction) == (card.node, card.roots, card.jurisdiction)
@@ -154,7 +154,7 @@ def _known(node: "Node", card: "Card") -> bool:
 
 def _compare(card: "Card", fingerprint: str | None, yes: bool) -> None:
     """The one step that no program can do: are these the right root keys? Raises UsageError or RefusedError."""
-    from node.peers import fingerprint_words
+    from node.peering.peers import fingerprint_words
 
     words = fingerprint_words(card.roots)
     if fingerprint is not None:

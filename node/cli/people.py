@@ -12,7 +12,7 @@ def people(as_json: make.AsJson = False) -> None:
     Posts are given under `people` in the home's apostille.yaml. An analyst works on cases, advisories and the inbox; an
     operator on peers, agreements and keys; an approver is the second person where two are needed; an auditor reads.
     """
-    from node.people import Post, holds, uid_of
+    from node.home.people import Post, holds, uid_of
 
     node = session.node()
     found = [

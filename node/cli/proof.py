@@ -41,7 +41,7 @@ def export(
     exported without a receipt, and says so; what was taken back, with the entry that did it.
     """
     from federation.model import NodeId
-    from node import proofs
+    from node.audit import proofs
 
     made = proofs.export(session.node(), name, NodeId(peer), revision=revision, entry=entry, epoch=epoch)
     if out is None:

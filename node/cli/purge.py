@@ -20,7 +20,7 @@ def purge(
 
     A server does the same every hour and before it accepts calls. What has ended is not used or sent meanwhile either.
     """
-    from node import retention
+    from node.sharing import retention
 
     if not expired:
         raise UsageError("say what to purge: --expired")

@@ -9,7 +9,7 @@ from federation.errors import HeldError
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.quarantine import SetAside
+    from node.records.quarantine import SetAside
 
 app = make.group(
     "Entries that peers sent and this node did not use. Quarantined: set aside and kept, because something in them is "
@@ -22,7 +22,7 @@ app = make.group(
 @make.command(app, "list", "apostille quarantine list")
 def list_entries(as_json: make.AsJson = False) -> None:
     """Lists every entry that was set aside, newest first."""
-    from node import quarantine
+    from node.records import quarantine
 
     found = quarantine.all_set_aside(session.node())
     if as_json:
@@ -53,7 +53,7 @@ def show(
 ) -> None:
     """Shows why an entry was set aside. Its bytes are never shown, only written to a file if you ask for one."""
     from federation.model import NodeId
-    from node import quarantine
+    from node.records import quarantine
 
     found, data = quarantine.set_aside(session.node(), NodeId(peer), entry)
     if out is not None and data is None:

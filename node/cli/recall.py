@@ -9,7 +9,7 @@ from federation.recall import Reason
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.answers import Holder, Order
+    from node.sharing.answers import Holder, Order
 
 _ORDER = "order"
 
@@ -53,7 +53,7 @@ def order(
 
     Every peer is told, whether or not it was sent the advisory. This node's own copy stays, and is released no more.
     """
-    from node import recalls
+    from node.sharing import recalls
 
     given = recalls.give(session.node(), name, reason, revision or ())
     session.wake()
@@ -70,7 +70,7 @@ def preview(name: Annotated[str, typer.Argument(help="The advisory's name.")], a
 
     Not fetched: still in the feed, erased there by a recall. May pass it on: others may hold it too.
     """
-    from node import recalls
+    from node.sharing import recalls
 
     found = recalls.preview(session.node(), name)
     if as_json:
@@ -117,7 +117,7 @@ def status(
 
     Via: the peer by whose feed the order goes there. An answer is what that node says of itself, signed by it.
     """
-    from node import answers
+    from node.sharing import answers
 
     found = answers.status(session.node(), name)
     if as_json:

@@ -35,8 +35,8 @@ def relay(
     this node and the recipient. Exit code 1 when nothing is passed on to anybody, 6 when something is held.
     """
     from federation.model import NodeId
-    from node import passing
     from node.cli import releasing
+    from node.sharing import passing
 
     if withdraw:
         _withdraw(reference, to, as_json=as_json, alone=not (withhold or preview))
@@ -66,7 +66,7 @@ def relay(
 def _withdraw(reference: str, to: list[str], *, as_json: bool, alone: bool) -> None:
     """Raises UsageError where more was asked for than that."""
     from federation.model import NodeId
-    from node import passing
+    from node.sharing import passing
 
     if not alone:
         raise UsageError("--withdraw takes back all of it: it goes with neither --withhold nor --preview")

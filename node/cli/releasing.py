@@ -8,11 +8,11 @@ from federation.errors import HeldError
 from federation.model import Decision, Form, JsonObject, NodeId
 from federation.outbound import open_as_receiver
 from federation.policy.explain import by_rule, explain
-from node import releases
-from node.advisories import Summary
 from node.cli import exits, revising, screen, session
 from node.cli.summaries import summary_data
-from node.releases import Outcome
+from node.sharing import releases
+from node.sharing.advisories import Summary
+from node.sharing.releases import Outcome
 
 _NOTHING = "nothing leaves"
 

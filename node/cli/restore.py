@@ -9,7 +9,7 @@ from federation.errors import UsageError
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.backup import Restored
+    from node.operation.backup import Restored
 
 app = make.single()
 
@@ -42,7 +42,7 @@ def restore(
 
     With PostgreSQL, load the dump into the database that the settings name, then run this.
     """
-    from node import backup
+    from node.operation import backup
 
     if (file is None) is not by_hand or (by_hand and replace):
         raise UsageError("name a backup, or say --by-hand where no file of ours was used")

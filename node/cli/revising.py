@@ -6,11 +6,11 @@ from typing import Any
 from federation.errors import UsageError
 from federation.limits import MAX_DOCUMENT_BYTES
 from federation.model import NodeId, Tlp
-from node import revisions
 from node.cli import screen, session
 from node.cli.summaries import say_unlabelled, summary_data
-from node.context import Node
-from node.revisions import OldHolder
+from node.home.context import Node
+from node.sharing import revisions
+from node.sharing.revisions import OldHolder
 
 
 def revise(name: str, file: Path | None, tlp: Tlp | None, *, from_issued: bool, as_json: bool) -> None:

@@ -13,7 +13,7 @@ def serve() -> None:
     It says on one line when it is ready. Other commands work beside it; a second server on one home is refused. The
     settings can name a log file and an address for metrics.
     """
-    from node import serve as server
+    from node.operation import serve as server
 
     home = session.home()
     server.serve(home, ready=lambda address: screen.note(f"Ready: {home} listens on {address}. Stop it with Ctrl-C."))

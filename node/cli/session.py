@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.errors import UsageError
-from node import lock
+from node.home import lock
 
 if TYPE_CHECKING:
-    from node.context import Node
+    from node.home.context import Node
 
 HOME_VARIABLE = "APOSTILLE_HOME"
 DEFAULT_HOME = Path("~/.apostille")

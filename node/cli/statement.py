@@ -12,7 +12,7 @@ from node.cli import make, screen, session
 
 if TYPE_CHECKING:
     from federation.model import NodeId
-    from node.statements import Kept
+    from node.sharing.statements import Kept
 
 app = make.group(
     "Signed statements about advisories: what people here say to an origin, what others say to this node, and the "
@@ -61,7 +61,8 @@ def send(
     concerns this country. All but the first take a text, which every node on the way can read.
     """
     from federation.statement import Kind
-    from node import inbox, statements
+    from node.desk import inbox
+    from node.sharing import statements
 
     node = session.node()
     words = _words(text, file)
@@ -85,7 +86,7 @@ def reply(
     as_json: make.AsJson = False,
 ) -> None:
     """Answers a statement that was made to this node, by the way on which it came."""
-    from node import statements
+    from node.sharing import statements
 
     _say(statements.reply(session.node(), number, _words(text, file) or ""), as_json=as_json)
 
@@ -98,7 +99,7 @@ def list_statements(
     as_json: make.AsJson = False,
 ) -> None:
     """Lists what was said, oldest first; the refusals that nodes make by themselves too."""
-    from node import statements
+    from node.sharing import statements
 
     node = session.node()
     found = statements.all_kept(node, about)
@@ -133,7 +134,7 @@ def show(
 ) -> None:
     """Shows a statement. Of a kind that this version does not know, it shows who said it to whom about what."""
     from federation.statement import Kind
-    from node import statements
+    from node.sharing import statements
 
     kept = statements.find(session.node(), number)
     if as_json:

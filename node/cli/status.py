@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from node.cli import make, screen, session
 
 if TYPE_CHECKING:
-    from node.overview import Exchange
+    from node.operation.overview import Exchange
 
 app = make.single()
 
@@ -17,7 +17,7 @@ def status(as_json: make.AsJson = False) -> None:
     Sent: entries in our feed to a peer, and how many of them it has acknowledged as safely stored.
     Problem: the code of the last failed fetch; FROZEN: the peer's history contradicts itself, people must look.
     """
-    from node.overview import overview
+    from node.operation.overview import overview
 
     node = session.node()
     found, serving = overview(node), session.serving_address()

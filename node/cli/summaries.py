@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from node.cli import screen
 
 if TYPE_CHECKING:
-    from node.advisories import Imported, Summary
+    from node.sharing.advisories import Imported, Summary
 
 
 def say_unlabelled(made: "Imported") -> None:

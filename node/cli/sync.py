@@ -9,8 +9,8 @@ from node.cli import exits, make, screen, session
 
 if TYPE_CHECKING:
     from federation.keyring import Card
-    from node.context import Node
-    from node.sync import Report
+    from node.exchange.sync import Report
+    from node.home.context import Node
 
 app = make.single()
 
@@ -25,8 +25,8 @@ def sync(
     A peer that fails does not stop the others; the exit code is that of the first failure.
     """
     from federation.model import NodeId
-    from node import peers
-    from node.people import Post
+    from node.home.people import Post
+    from node.peering import peers
 
     node = session.node()
     node.allow(Post.OPERATOR)
@@ -57,7 +57,7 @@ def sync(
 
 
 def _fetch(node: "Node", card: "Card") -> "tuple[Report, ApostilleError | None]":
-    from node import sync as syncing
+    from node.exchange import sync as syncing
     from node.rpc.client import PeerLink
 
     reached = syncing.Report(card.node)
@@ -77,7 +77,7 @@ def _fetch(node: "Node", card: "Card") -> "tuple[Report, ApostilleError | None]"
 
 
 def _counts(report: "Report") -> tuple[int, ...]:
-    from node.inbox import Disposition
+    from node.desk.inbox import Disposition
 
     order = (Disposition.ADMITTED, Disposition.CONTROL, Disposition.QUARANTINED, Disposition.REFUSED)
     return tuple(report.counts.get(outcome, 0) for outcome in order)

@@ -19,8 +19,8 @@ from federation.errors import DeniedError, MalformedError, RemoteError, Unreacha
 from federation.feed import Ask, PageBytes
 from federation.keyring import Card
 from federation.limits import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES, MAX_PAGE_ITEMS
-from node.context import Node
-from node.peers import trusted_card
+from node.home.context import Node
+from node.peering.peers import trusted_card
 from node.rpc import limits
 from node.rpc.tls import channel_credentials
 from protos.exchange.v1 import exchange_pb2 as wire
@@ -51,7 +51,7 @@ M = TypeVar("M", bound=Message)
 
 
 class PeerLink:
-    """An open channel to `peer`; a context manager. It fits `node.sync.Link`.
+    """An open channel to `peer`; a context manager. It fits `node.exchange.sync.Link`.
 
     Every call raises UnreachableError when no answer came, DeniedError when the answer was no, MalformedError when it
     is not of the schema, and NotFoundError once the peer is not trusted any more. Making one raises MalformedError for

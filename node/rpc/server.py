@@ -2,7 +2,7 @@
 
 The guard identifies the caller by its exact key at every call, holds it to its quota, refuses unknown fields, runs the
 call in a bounded number of threads, and turns errors into status: a peer gets a neutral word, the reason stays in our
-audit row. Streams are not offered. What the calls do is decided in `node.serving`.
+audit row. Streams are not offered. What the calls do is decided in `node.exchange.serving`.
 """
 
 import asyncio
@@ -37,13 +37,14 @@ from federation.feed import Ask
 from federation.keyring import Card
 from federation.limits import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES
 from federation.model import NodeId
-from node import logs, serving
-from node.context import Node
+from node.exchange import serving
+from node.home import logs
+from node.home.context import Node
+from node.home.tally import Count, Tally
 from node.rpc import limits
 from node.rpc.quota import Quota
 from node.rpc.tls import peer_of, server_credentials, trusted_cards
 from node.store.database import record, write
-from node.tally import Count, Tally
 from protos.exchange.v1 import exchange_pb2 as wire
 from protos.exchange.v1 import exchange_pb2_grpc
 

@@ -3,7 +3,7 @@
 The chain only opens the connection. Who calls is decided by comparing the exact public key with the cards that are
 trusted at that moment, at every call, because an open connection outlives the trust in its peer. A client cannot ask
 gRPC which certificate the server showed; so a certificate is enrolled only if no other can be accepted in its place,
-see `node.certificates`.
+see `node.home.certificates`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,9 +16,9 @@ from sqlalchemy import select
 from federation.errors import KeyringError, MalformedError
 from federation.keyring import Card, open_card
 from federation.model import Role
-from node import signing
-from node.certificates import pem_of, public_key_of, public_key_of_pem
-from node.context import Node
+from node.home import signing
+from node.home.certificates import pem_of, public_key_of, public_key_of_pem
+from node.home.context import Node
 from node.store.database import read
 from node.store.tables import peers
 

@@ -178,7 +178,7 @@ out_feeds = Table(
         "shown_to", LargeBinary, nullable=True
     ),  # the start of the node to which the receiver showed its newest head
     Column("shown", LargeBinary, nullable=True),  # the newest head of ours that it showed; it need not be in this feed
-    Column("refused_at", BigInteger, nullable=True),  # node.confirm: the cursor from which it asked in vain
+    Column("refused_at", BigInteger, nullable=True),  # node.peering.confirm: the cursor from which it asked in vain
     Column("opened_at", UtcDateTime, nullable=False),
     UniqueConstraint("peer", "epoch"),
 )
@@ -204,7 +204,7 @@ ledger = Table(  # hash-chained: rows are added and never changed
     Column("id", Integer, primary_key=True),  # counts from 1 without gaps
     Column("at", UtcDateTime, nullable=False),
     Column("by", String, nullable=False),
-    Column("kind", String, nullable=False),  # node.ledger.Act
+    Column("kind", String, nullable=False),  # node.records.ledger.Act
     Column("peer", String, nullable=False),
     Column("feed", Integer, nullable=True),
     Column("seq", BigInteger, nullable=True),
@@ -252,7 +252,7 @@ in_entries = Table(
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("leaf_hash", LargeBinary, nullable=False),
     Column("data", LargeBinary, nullable=True),  # NULL when erased, or when law forbids to keep it
-    Column("outcome", String, nullable=False),  # node.inbox.Disposition
+    Column("outcome", String, nullable=False),  # node.desk.inbox.Disposition
     Column("code", String, nullable=True),
     Column("detail", String, nullable=True),
     Column("received_at", UtcDateTime, nullable=False),
@@ -274,7 +274,7 @@ inbox = Table(
     Column("tlp", String, nullable=False),
     Column("issued_at", UtcDateTime, nullable=False),
     Column("retain_until", UtcDateTime, nullable=True),
-    Column("state", String, nullable=False),  # node.inbox.InboxState
+    Column("state", String, nullable=False),  # node.desk.inbox.InboxState
     Column("received_at", UtcDateTime, nullable=False),
     Column("read_at", UtcDateTime, nullable=True),
     Column("read_by", String, nullable=True),
@@ -341,7 +341,7 @@ recall_holders = Table(  # who has to purge, and what it said of that
     Column("recall", LargeBinary, ForeignKey("recalls.digest"), primary_key=True),
     Column("node", String, primary_key=True),
     Column("via", String, nullable=False),  # the peer by whose feed the order goes to it
-    Column("state", String, nullable=False),  # node.recalls.HolderState
+    Column("state", String, nullable=False),  # node.sharing.recalls.HolderState
     Column("at", UtcDateTime, nullable=False),
 )
 
@@ -367,7 +367,7 @@ alarms = Table(
     "alarms",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("kind", String, nullable=False),  # node.alarms.Alarm
+    Column("kind", String, nullable=False),  # node.records.alarms.Alarm
     Column("subject", String, nullable=False),
     Column("detail", String, nullable=False),
     Column("first_at", UtcDateTime, nullable=False),
@@ -386,7 +386,7 @@ incidents = Table(  # evidence against a peer, until two people settle it
     Column("kind", String, nullable=False),  # the code of the error
     Column("peer", String, ForeignKey("peers.node"), nullable=False),
     Column("subject", String, nullable=False),  # origin line of a feed, or the advisory
-    Column("evidence", LargeBinary, nullable=False),  # JSON: node.incidents
+    Column("evidence", LargeBinary, nullable=False),  # JSON: node.records.incidents
     Column("opened_at", UtcDateTime, nullable=False),
     Column("resolved_at", UtcDateTime, nullable=True),
     Column("resolved_by", String, nullable=True),
@@ -397,14 +397,14 @@ approvals = Table(  # acts that take two people
     "approvals",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("act", String, nullable=False),  # node.approvals.Act
+    Column("act", String, nullable=False),  # node.records.approvals.Act
     Column("subject", String, nullable=False),
     Column("arguments", JSON, nullable=False),
     Column("binding", LargeBinary, nullable=False),  # SHA-256 of all that the approval is about
     Column("reason", String, nullable=False),
     Column("asked_at", UtcDateTime, nullable=False),
     Column("asked_by", String, nullable=False),
-    Column("state", String, nullable=False),  # node.approvals.State
+    Column("state", String, nullable=False),  # node.records.approvals.State
     Column("settled_at", UtcDateTime, nullable=True),
     Column("settled_by", String, nullable=True),
 )

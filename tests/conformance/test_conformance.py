@@ -23,8 +23,11 @@ from federation.base64url import b64url
 from federation.checkpoint import origin_line
 from federation.entries import ErasedItem
 from federation.model import NodeId, Role
-from node import advisories, feeds, inbox, releases, serving
-from node.inbox import Content
+from node.desk import inbox
+from node.desk.inbox import Content
+from node.exchange import serving
+from node.peering import feeds
+from node.sharing import advisories, releases
 from node.store.database import read
 from node.store.tables import out_feeds
 from tests.nodes import COUNTRY_OF, DE, FR, IN, World, agree, history, make_world

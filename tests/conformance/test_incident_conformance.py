@@ -15,8 +15,10 @@ import pytest
 from federation import contradiction
 from federation.errors import RollbackError, SuspectedForkError
 from federation.model import Role
-from node import incidents, rotation, sync
-from node.rotation import Change
+from node.exchange import sync
+from node.peering import rotation
+from node.peering.rotation import Change
+from node.records import incidents
 from tests.conformance import verify_incident
 from tests.nodes import DE, FR, IN, ForgedFeed, LyingLink, World, agree, history, make_node, make_world, release
 from tests.unit.test_incidents import LIES, fork, only

@@ -5,8 +5,9 @@ from sqlalchemy import select
 from federation import merkle
 from federation.entries import ErasedItem
 from federation.model import NodeId
-from node import ledger, sync
-from node.ledger import Act
+from node.exchange import sync
+from node.records import ledger
+from node.records.ledger import Act
 from node.store.database import read
 from node.store.tables import in_entries, in_feeds, out_feeds
 from node.store.tables import ledger as chained

@@ -8,9 +8,11 @@ from sqlalchemy import select
 
 from federation.errors import UsageError
 from federation.model import NodeId
-from node import archive, backup, inbox, main
-from node.archive import Manifest
-from node.epochs import Standing
+from node import main
+from node.desk import inbox
+from node.exchange.epochs import Standing
+from node.operation import archive, backup
+from node.operation.archive import Manifest
 from node.store.database import read
 from node.store.tables import in_feeds, out_feeds
 from tests.contract import version_1

@@ -12,9 +12,11 @@ from sqlalchemy import insert
 
 from federation.errors import UsageError
 from federation.model import Country, NodeId
-from node import checkup, keys, main, owncard
-from node.checkup import Verdict
+from node import main
 from node.cli import exits, session
+from node.home import keys, owncard
+from node.operation import checkup
+from node.operation.checkup import Verdict
 from node.store import database, postgresql
 from node.store.tables import metadata, peers
 from tests.contract.stores import administrator, new_database

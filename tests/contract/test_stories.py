@@ -11,8 +11,11 @@ from sqlalchemy import select
 from federation.entries import AgreementOffer
 from federation.errors import ForkError, HeldError
 from federation.model import instant_text
-from node import inbox, ledger, releases, sync
-from node.inbox import Disposition, InboxState
+from node.desk import inbox
+from node.desk.inbox import Disposition, InboxState
+from node.exchange import sync
+from node.records import ledger
+from node.sharing import releases
 from node.store import database
 from node.store.database import read
 from node.store.tables import alarms, audit, in_entries, incidents, out_entries

@@ -15,9 +15,15 @@ from sqlalchemy import text
 
 from federation.errors import HeldError, NotAllowedError, UsageError
 from federation.model import NodeId
-from node import agreements, inbox, incidents, ledger, lock, main, people, sync, verify
-from node.context import Node
-from node.inbox import InboxState
+from node import main
+from node.audit import verify
+from node.desk import inbox
+from node.desk.inbox import InboxState
+from node.exchange import sync
+from node.home import lock, people
+from node.home.context import Node
+from node.peering import agreements
+from node.records import incidents, ledger
 from node.store import database
 from node.store.tables import metadata
 from tests.contract import version_1

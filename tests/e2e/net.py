@@ -16,16 +16,18 @@ from sqlalchemy import select
 
 from federation.keyring import Card
 from federation.model import NodeId
-from node import inbox, peers, releases
-from node.context import Node
+from node.desk import inbox
+from node.exchange.sync import sync
+from node.home.context import Node
+from node.operation.scheduler import Polls
+from node.peering import peers
 from node.rpc import server
 from node.rpc.client import PeerLink
 from node.rpc.server import RunningServer
 from node.rpc.tls import channel_credentials
-from node.scheduler import Polls
+from node.sharing import releases
 from node.store.database import read
 from node.store.tables import audit, out_feeds
-from node.sync import sync
 from tests.nodes import FR, World, document, import_document, make_world
 
 SECRET = "Maria Musterfrau, victim"

@@ -17,7 +17,9 @@ from urllib.request import ProxyHandler, build_opener
 from prometheus_client.parser import text_string_to_metric_families
 
 from federation.model import NodeId
-from node import main, owncard, peers
+from node import main
+from node.home import owncard
+from node.peering import peers
 from node.store.database import write
 from tests.e2e.net import Net
 from tests.nodes import ADDRESS

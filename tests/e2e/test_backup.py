@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from federation.errors import DeniedError, EpochError
-from node import epochs
+from node.exchange import epochs
 from tests.copies import accept_epoch, open_epoch, put_back, save
 from tests.e2e.net import Net, names_in_inbox, until
 from tests.nodes import DE, FR, agree, document, import_document, make_world, release

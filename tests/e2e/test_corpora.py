@@ -29,9 +29,12 @@ from federation.entries import Delivery
 from federation.model import Form, JsonObject, NodeId, Role
 from federation.outbound import OwnAdvisory
 from federation.policy.guard import Withheld, search
-from node import advisories, feeds, inbox, main, releases
-from node.context import Node
-from node.inbox import Disposition
+from node import main
+from node.desk import inbox
+from node.desk.inbox import Disposition
+from node.home.context import Node
+from node.peering import feeds
+from node.sharing import advisories, releases
 from node.store.database import read
 from node.store.tables import in_entries, metadata
 from tests.e2e.net import Net, until

@@ -15,12 +15,15 @@ import typer
 from sqlalchemy import select
 
 from federation.recall import Reason
-from node import alarms, courier, inbox, recalls, releases
-from node.alarms import Alarm
 from node.cli import app, exits
 from node.cli.inbox import State
-from node.context import Node
-from node.inbox import InboxState
+from node.desk import inbox
+from node.desk.inbox import InboxState
+from node.home.context import Node
+from node.operation import courier
+from node.records import alarms
+from node.records.alarms import Alarm
+from node.sharing import recalls, releases
 from node.store.database import read, write
 from node.store.tables import audit
 from tests.e2e.net import make_net, until
@@ -28,8 +31,8 @@ from tests.e2e.processes import ready
 from tests.e2e.test_people import commands
 from tests.nodes import DE, FR, World, agree, document, import_document, make_world
 from tests.unit.test_alarms import Receiver, write_addresses
-from tests.unit.test_desk import revise
 from tests.unit.test_incidents import fork, sign_again
+from tests.unit.test_work import revise
 
 SCRIPT = Path(__file__).parents[1] / "conformance" / "verify_incident.py"
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")  # imported by apprise

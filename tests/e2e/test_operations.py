@@ -23,7 +23,9 @@ from federation.checkpoint import origin_line
 from federation.errors import UsageError
 from federation.feed import Ask
 from federation.model import Role
-from node import keys, lock, main, owncard, serve
+from node import main
+from node.home import keys, lock, owncard
+from node.operation import serve
 from node.store.database import read, write
 from node.store.tables import in_feeds
 from tests.e2e.net import Net, acknowledged, names_in_inbox, raw_channel, release, status_of, until
@@ -222,7 +224,7 @@ class TestWhatItTells:
         with ready(node.home, f"{_QUICK}\nserve.lock.over = lambda *_: print(*__import__('sys').modules)") as server:
             server.tell(signal.SIGTERM)
             out, said = server.process.communicate(timeout=PATIENCE_S)
-        assert "node.serve" in out.split()
+        assert "node.operation.serve" in out.split()
         assert "prometheus_client" not in out.split()
         assert "event=start" in said  # without a log file, stderr has it
 

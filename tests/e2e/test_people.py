@@ -23,9 +23,11 @@ import typer
 
 from federation.errors import AwaitsSecondError
 from federation.model import Category, NodeId
-from node import advisories, agreements, cases, peers, people, releases
 from node.cli import app
-from node.people import Post
+from node.home import people
+from node.home.people import Post
+from node.peering import agreements, peers
+from node.sharing import advisories, cases, releases
 from tests.nodes import DE, FR, IN, agree, document, import_document, make_node, make_world, terms_text
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from node import releases
+from node.sharing import releases
 from tests.nodes import DE, FR, World, agree, document, import_document, make_world
 
 ROOT = Path(__file__).parents[2]

@@ -24,9 +24,13 @@ from federation.entries import Delivery
 from federation.model import NodeId, Onward, Role
 from federation.recall import Reason
 from federation.statement import Kind
-from node import agreements, answers, inbox, ledger, passing, peers, recalls, relays, releases, statements, sync
-from node.answers import HolderState
+from node.desk import inbox
+from node.exchange import sync
+from node.peering import agreements, peers
+from node.records import ledger
 from node.rpc.client import PeerLink
+from node.sharing import answers, passing, recalls, relays, releases, statements
+from node.sharing.answers import HolderState
 from node.store.database import read
 from node.store.tables import audit, in_entries, in_feeds
 from node.store.tables import inbox as inbox_table

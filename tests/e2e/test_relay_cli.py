@@ -10,8 +10,10 @@ from federation import assertion, statement
 from federation.entries import Said
 from federation.model import Role
 from federation.statement import Kind
-from node import inbox, passing, peers, statements
 from node.cli.statement import Spoken
+from node.desk import inbox
+from node.peering import peers
+from node.sharing import passing, statements
 from tests.chains import KE, NAME, Chain, arrived, give, join, make_chain, pass_on, send
 from tests.e2e.test_cli import Done, run
 from tests.nodes import DE, FR, IN, append_by_hand, history, make_node

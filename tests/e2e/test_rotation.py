@@ -10,10 +10,12 @@ import pytest
 
 from config import settings
 from federation.model import Role
-from node import acts, approvals, cards, main, peers, rotation
-from node.context import Node
-from node.people import Post
-from node.rotation import Change
+from node import acts, main
+from node.home.context import Node
+from node.home.people import Post
+from node.peering import cards, peers, rotation
+from node.peering.rotation import Change
+from node.records import approvals
 from node.rpc.client import PeerLink
 from node.store.database import read, write
 from tests.e2e.net import Net, make_net, names_in_inbox, until

@@ -31,8 +31,10 @@ from federation.errors import (
 from federation.feed import Ask
 from federation.keyring import Card
 from federation.model import Role
-from node import agreements, ledger, peers, serving
-from node.context import Node
+from node.exchange import serving
+from node.home.context import Node
+from node.peering import agreements, peers
+from node.records import ledger
 from node.rpc import limits, server
 from node.rpc.quota import Quota
 from node.rpc.server import refusal_of

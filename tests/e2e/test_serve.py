@@ -23,12 +23,13 @@ from federation.errors import (
 )
 from federation.keyring import Card
 from federation.model import NodeId
-from node import main, peers
-from node.context import Node
-from node.lock import LOCK_FILE, STATE_FILE, wake
+from node import main
+from node.home.context import Node
+from node.home.lock import LOCK_FILE, STATE_FILE, wake
+from node.operation.scheduler import Polls
+from node.operation.serve import serve
+from node.peering import peers
 from node.rpc.client import PeerLink
-from node.scheduler import Polls
-from node.serve import serve
 from tests.e2e.net import POLL_NEVER_S, SECRET, Net, acknowledged, free_port, names_in_inbox, release, until
 from tests.nodes import ADDRESS, DE, FR, agree, history
 
@@ -130,7 +131,7 @@ class TestServe:
     def serving(home: Path) -> Iterator[subprocess.Popen[str]]:
         """`serve` in a process of its own; its first line says where."""
         code = (
-            "import pathlib, sys; from node.serve import serve\n"
+            "import pathlib, sys; from node.operation.serve import serve\n"
             "serve(pathlib.Path(sys.argv[1]), lambda address: print(address, flush=True))"
         )
         command = [sys.executable, "-c", code, str(home)]

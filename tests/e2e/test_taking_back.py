@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from node import inbox
-from node.inbox import InboxState
+from node.desk import inbox
+from node.desk.inbox import InboxState
 from node.store.database import write
 from node.store.tables import inbox as inbox_table
 from tests.e2e.test_cli import run

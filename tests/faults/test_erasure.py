@@ -24,9 +24,11 @@ from federation.checkpoint import Checkpoint
 from federation.model import JsonObject, NodeId
 from federation.recall import Reason
 from federation.strictjson import encode
-from node import advisories, answers, feeds, inbox, passing, recalls, releases
-from node.answers import HolderState
-from node.inbox import InboxState
+from node.desk import inbox
+from node.desk.inbox import InboxState
+from node.peering import feeds
+from node.sharing import advisories, answers, passing, recalls, releases
+from node.sharing.answers import HolderState
 from node.store.database import read, write
 from node.store.tables import in_entries, in_feeds
 from node.store.tables import inbox as inbox_table
@@ -53,7 +55,8 @@ _SYNC_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from federation.model import NodeId
-from node import main, sync
+from node import main
+from node.exchange import sync
 from tests.nodes import DirectLink
 
 receiver, sender = (main.open_node(Path(home)) for home in sys.argv[1:])
@@ -206,7 +209,7 @@ def served(home: Path) -> Iterator[None]:
     text = settings.read_text(encoding="utf-8")
     settings.write_text(text.replace(f'listen: "{ADDRESS}"', 'listen: "127.0.0.1:0"'), encoding="utf-8")
     code = (
-        "import pathlib, sys; from node.serve import serve\n"
+        "import pathlib, sys; from node.operation.serve import serve\n"
         "serve(pathlib.Path(sys.argv[1]), lambda address: print(address, flush=True))"
     )
     command = [sys.executable, "-c", code, str(home)]

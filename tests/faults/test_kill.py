@@ -19,9 +19,13 @@ from sqlalchemy import select
 
 from federation import merkle
 from federation.model import Country
-from node import inbox, main, peers, releases, sync
-from node.context import Node
-from node.feeds import leaf_hashes, out_feed
+from node import main
+from node.desk import inbox
+from node.exchange import sync
+from node.home.context import Node
+from node.peering import peers
+from node.peering.feeds import leaf_hashes, out_feed
+from node.sharing import releases
 from node.store.database import read
 from node.store.tables import in_entries
 from tests.e2e.net import free_port

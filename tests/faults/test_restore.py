@@ -24,9 +24,14 @@ import pytest
 
 from federation.errors import EpochError, LocalError, RemoteError, UnconfirmedError, UnreachableError
 from federation.model import NodeId
-from node import backup, confirm, epochs, inbox, ledger, releases, sync
-from node.context import Node
-from node.inbox import InboxState
+from node.desk import inbox
+from node.desk.inbox import InboxState
+from node.exchange import epochs, sync
+from node.home.context import Node
+from node.operation import backup
+from node.peering import confirm
+from node.records import ledger
+from node.sharing import releases
 from tests.copies import Recorder, accept_epoch, clone, copy_home, open_epoch, put_back, roll_back, save, started
 from tests.faults.campaign import count
 from tests.nodes import DE, FR, agree, document, import_document, make_world

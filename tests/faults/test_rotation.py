@@ -22,9 +22,14 @@ from federation.checkpoint import VerifierKey, open_checkpoint
 from federation.errors import ApostilleError, RemoteError
 from federation.keyring import Card
 from federation.model import Country, NodeId, Role
-from node import cards, feeds, inbox, main, releases, rotation, signing, sync
-from node.rotation import Change
+from node import main
+from node.desk import inbox
+from node.exchange import sync
+from node.home import signing
+from node.peering import cards, feeds, rotation
+from node.peering.rotation import Change
 from node.rpc.client import PeerLink
+from node.sharing import releases
 from node.store.database import read
 from node.store.tables import in_entries, peers
 from tests.e2e.net import Net, make_net, until

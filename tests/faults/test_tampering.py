@@ -13,8 +13,9 @@ from contextlib import ExitStack, closing, suppress
 
 import pytest
 
-from node import main, verify
-from node.context import Node
+from node import main
+from node.audit import verify
+from node.home.context import Node
 from node.store import tables
 from tests.evidence import History, make_history
 from tests.faults.campaign import count

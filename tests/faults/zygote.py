@@ -72,7 +72,7 @@ def _main() -> None:
     import node.cli.serve
     import node.cli.sync
     import node.main
-    import node.serve  # noqa: F401 - imported so that children need not
+    import node.operation.serve  # noqa: F401 - imported so that children need not
 
     ended: dict[int, int] = {}
     for line in sys.stdin:

@@ -14,7 +14,11 @@ from federation import merkle
 from federation.entries import ErasedItem
 from federation.errors import UnreachableError
 from federation.model import NodeId
-from node import agreements, inbox, ledger, releases, sync
+from node.desk import inbox
+from node.exchange import sync
+from node.peering import agreements
+from node.records import ledger
+from node.sharing import releases
 from node.store.database import read
 from node.store.tables import in_entries, in_feeds, out_feeds
 from tests.nodes import (

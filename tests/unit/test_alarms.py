@@ -24,12 +24,17 @@ from federation.model import Country, Form, instant_text
 from federation.policy.engine import rule_book
 from federation.policy.packs import LawPack, load_pack
 from federation.policy.rules import parse
-from node import agreements, alarms, checkup, courier, logs, peers, releases, rotation, sync, watch
-from node.alarms import ADVICE, OVER, Alarm, Raised
-from node.context import Node
-from node.courier import Courier
-from node.people import Post
-from node.rotation import Change
+from node.exchange import sync
+from node.home import logs
+from node.home.context import Node
+from node.home.people import Post
+from node.operation import checkup, courier, watch
+from node.operation.courier import Courier
+from node.peering import agreements, peers, rotation
+from node.peering.rotation import Change
+from node.records import alarms
+from node.records.alarms import ADVICE, OVER, Alarm, Raised
+from node.sharing import releases
 from node.store.database import read, record, write
 from node.store.tables import alarms as table
 from node.store.tables import audit

@@ -22,11 +22,14 @@ from federation.errors import (
     UsageError,
 )
 from federation.model import Category
-from node import acts, advisories, approvals, main, peers
-from node.approvals import LIFETIME, MAY_ASK, Act, Request, State, bind
+from node import acts, main
 from node.cli import approval as commands
-from node.context import Node
-from node.people import People, Post
+from node.home.context import Node
+from node.home.people import People, Post
+from node.peering import peers
+from node.records import approvals
+from node.records.approvals import LIFETIME, MAY_ASK, Act, Request, State, bind
+from node.sharing import advisories
 from node.store.database import read, record, write
 from node.store.tables import advisories as drafts
 from node.store.tables import approvals as requests

@@ -13,8 +13,8 @@ import pytest
 
 from federation.errors import UsageError
 from federation.model import NodeId
-from node import archive
-from node.archive import Feed, Manifest, Member
+from node.operation import archive
+from node.operation.archive import Feed, Manifest, Member
 
 NODE = NodeId("cert.fr.example")
 CONTENT = {"apostille.yaml": b"node: x\n", "keys/salt": b"\x00" * 16, "keys/seal.pub": b"", "apostille.db": b"d" * 1500}

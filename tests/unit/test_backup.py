@@ -18,24 +18,20 @@ from federation.errors import (
     UsageError,
 )
 from federation.model import Role
-from node import (
-    approvals,
-    archive,
-    backup,
-    inbox,
-    lock,
-    main,
-    peers,
-    releases,
-    retention,
-)
-from node.alarms import Alarm
-from node.approvals import State
-from node.backup import Restored
-from node.context import Node
-from node.epochs import Standing
-from node.inbox import InboxState
-from node.people import Post
+from node import main
+from node.desk import inbox
+from node.desk.inbox import InboxState
+from node.exchange.epochs import Standing
+from node.home import lock
+from node.home.context import Node
+from node.home.people import Post
+from node.operation import archive, backup
+from node.operation.backup import Restored
+from node.peering import peers
+from node.records import approvals
+from node.records.alarms import Alarm
+from node.records.approvals import State
+from node.sharing import releases, retention
 from node.store.database import read, record, write
 from node.store.tables import alarms, audit, in_feeds, out_feeds
 from tests.copies import put_back, save, started

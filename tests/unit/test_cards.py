@@ -16,12 +16,17 @@ from federation.errors import AwaitsSecondError, NotFoundError, UnreachableError
 from federation.feed import PageBytes
 from federation.keyring import Card
 from federation.model import Country, NodeId, Role
-from node import acts, agreements, approvals, cards, feeds, main, peers, prepared, releases, rotation, sync
-from node.alarms import Alarm
-from node.context import Node
-from node.inbox import Disposition
-from node.keys import Signer
-from node.rotation import Change
+from node import acts, main
+from node.desk.inbox import Disposition
+from node.exchange import sync
+from node.home import prepared
+from node.home.context import Node
+from node.home.keys import Signer
+from node.peering import agreements, cards, feeds, peers, rotation
+from node.peering.rotation import Change
+from node.records import approvals
+from node.records.alarms import Alarm
+from node.sharing import releases
 from node.store.database import read
 from node.store.tables import alarms, audit, in_entries, in_feeds
 from tests.chains import Chain, join, last_entry, make_chain, pass_on, send

@@ -15,8 +15,8 @@ from federation.errors import (
 )
 from federation.model import Country, JsonObject, NodeId, Tlp, instant, instant_text
 from federation.yamltext import load
-from node import cases, releases
 from node.main import init_home
+from node.sharing import cases, releases
 from tests.nodes import (
     ADDRESS,
     DE,

@@ -12,24 +12,18 @@ from sqlalchemy import select, update
 from federation.errors import LockedError, NotFoundError, UnconfirmedError, UsageError
 from federation.model import Role
 from federation.recall import Reason
-from node import (
-    advisories,
-    agreements,
-    backup,
-    inbox,
-    incidents,
-    main,
-    owncard,
-    peers,
-    recalls,
-    releases,
-    rotation,
-    sync,
-    verify,
-)
-from node.carryover import Carried
-from node.context import Node
-from node.inbox import InboxState
+from node import main
+from node.audit import verify
+from node.desk import inbox
+from node.desk.inbox import InboxState
+from node.exchange import sync
+from node.home import owncard
+from node.home.context import Node
+from node.operation import backup
+from node.operation.carryover import Carried
+from node.peering import agreements, peers, rotation
+from node.records import incidents
+from node.sharing import advisories, recalls, releases
 from node.store.database import read, write
 from node.store.tables import in_feeds, out_entries, out_feeds
 from tests.copies import put_back, save, started

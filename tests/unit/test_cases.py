@@ -9,8 +9,9 @@ import pytest
 import federation
 from federation.errors import LockedError, NotFoundError, UsageError
 from federation.outbound import open_in_full
-from node import advisories, cases, inbox, releases
-from node.keys import Keys
+from node.desk import inbox
+from node.home.keys import Keys
+from node.sharing import advisories, cases, releases
 from node.store.database import read
 from tests.nodes import DE, FR, IN, World, agree, files_hold, history, make_world
 

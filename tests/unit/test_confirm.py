@@ -16,11 +16,14 @@ from federation.errors import EpochError, HeldError, MalformedError, SignatureEr
 from federation.feed import Ask
 from federation.model import NodeId, Role
 from federation.recall import Reason
-from node import confirm, feeds, inbox, recalls, releases, serving, sync
-from node.alarms import Alarm
-from node.context import Node
-from node.epochs import Standing
-from node.inbox import Disposition
+from node.desk import inbox
+from node.desk.inbox import Disposition
+from node.exchange import serving, sync
+from node.exchange.epochs import Standing
+from node.home.context import Node
+from node.peering import confirm, feeds
+from node.records.alarms import Alarm
+from node.sharing import recalls, releases
 from node.store.database import read, write
 from node.store.tables import alarms, in_feeds
 from tests.chains import NAME, give, join, make_chain, pass_on, send

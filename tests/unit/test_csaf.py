@@ -83,7 +83,7 @@ def test_a_validator_that_fails_counts_as_a_refusal(monkeypatch: pytest.MonkeyPa
     def fail(document: Any, preset: str) -> Any:
         raise KeyError("Acme secret pump")
 
-    monkeypatch.setattr("federation.csaf.validate", fail)
+    monkeypatch.setattr("csaf.csaf.v20.validate", fail)
     with pytest.raises(MalformedError) as refusal:
         csaf.check(DOCUMENT)
     assert "Acme" not in str(refusal.value)

@@ -29,27 +29,19 @@ from federation.feed import Ask, PageBytes
 from federation.model import Role
 from federation.recall import Reason
 from federation.statement import Kind
-from node import (
-    acts,
-    agreements,
-    approvals,
-    epochs,
-    erasures,
-    feeds,
-    inbox,
-    ledger,
-    recalls,
-    releases,
-    statements,
-    sync,
-    verify,
-)
-from node.alarms import Alarm
-from node.approvals import State
-from node.context import Node
-from node.epochs import Cause, Standing
-from node.inbox import Disposition, InboxState
-from node.people import Post
+from node import acts
+from node.audit import verify
+from node.desk import inbox
+from node.desk.inbox import Disposition, InboxState
+from node.exchange import epochs, sync
+from node.exchange.epochs import Cause, Standing
+from node.home.context import Node
+from node.home.people import Post
+from node.peering import agreements, feeds
+from node.records import approvals, ledger
+from node.records.alarms import Alarm
+from node.records.approvals import State
+from node.sharing import erasures, recalls, releases, statements
 from node.store.database import read, write
 from node.store.tables import alarms, audit, in_feeds, incidents, out_feeds
 from tests.copies import accept_epoch, clone, open_epoch, put_back, save

@@ -23,10 +23,16 @@ from federation.feed import Ask
 from federation.keyring import OnlineKey, key_id
 from federation.model import JsonObject, Presentation, Role
 from federation.strictjson import decode, encode
-from node import agreements, inbox, ledger, main, owncard, peers, releases, sync
-from node import keys as node_keys
-from node.context import Node
-from node.inbox import Disposition, InboxState
+from node import main
+from node.desk import inbox
+from node.desk.inbox import Disposition, InboxState
+from node.exchange import sync
+from node.home import keys as node_keys
+from node.home import owncard
+from node.home.context import Node
+from node.peering import agreements, peers
+from node.records import ledger
+from node.sharing import releases
 from node.store.database import read, write
 from node.store.tables import in_entries, in_feeds
 from tests.nodes import (

@@ -31,12 +31,16 @@ from federation.errors import (
 from federation.feed import PageBytes
 from federation.keyring import unverified
 from federation.model import Presentation, Role
-from node import acts, agreements, alarms, approvals, desk, inbox, incidents, resolutions, rotation, sync
-from node.context import Node
-from node.inbox import InboxState
-from node.incidents import Incident
-from node.people import Post
-from node.rotation import Change
+from node import acts
+from node.desk import inbox, resolutions, work
+from node.desk.inbox import InboxState
+from node.exchange import sync
+from node.home.context import Node
+from node.home.people import Post
+from node.peering import agreements, rotation
+from node.peering.rotation import Change
+from node.records import alarms, approvals, incidents
+from node.records.incidents import Incident
 from node.store.database import read, write
 from node.store.tables import audit, in_feeds
 from node.store.tables import incidents as table
@@ -438,7 +442,7 @@ def test_of_two_documents_the_one_that_two_people_chose_is_used(world: World, de
     rejected = next(item for item in inbox.items(de, every_state=True) if item.core_digest == first)
     with pytest.raises(HeldError, match="two people here"):
         inbox.content(de, str(rejected.id))
-    _, _, differences = desk.diff(de, "A", str(rejected.id))  # they can be compared all the same
+    _, _, differences = work.diff(de, "A", str(rejected.id))  # they can be compared all the same
     assert [change.pointer for change in differences] == ["/issued_at"]
     for digest, core_later in ((second, 1), (first, 0)):  # both once more: it stays settled
         assert sign_again(world, core_later) == digest

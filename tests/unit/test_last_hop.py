@@ -17,9 +17,11 @@ from federation.entries import Delivery
 from federation.model import Attribution, Category, Country, Presentation, Purpose, Role, instant_text
 from federation.policy.engine import rule_book
 from federation.policy.packs import load_pack
-from node import advisories, agreements, inbox, peers, statements
-from node.agreements import Held
-from node.inbox import Disposition
+from node.desk import inbox
+from node.desk.inbox import Disposition
+from node.peering import agreements, peers
+from node.peering.agreements import Held
+from node.sharing import advisories, statements
 from node.store.database import read
 from tests.chains import (
     KE,

@@ -15,8 +15,10 @@ import pytest
 from federation import account, entries, merkle, strictjson
 from federation.merkle import EMPTY
 from federation.model import JsonObject, NodeId
-from node import ledger, main, verify
-from node.context import Node
+from node import main
+from node.audit import verify
+from node.home.context import Node
+from node.records import ledger
 from tests.evidence import History, make_history
 from tests.forgeries import altered
 from tests.nodes import DE, FR, IN

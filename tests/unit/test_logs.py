@@ -15,13 +15,13 @@ import structlog
 
 from config import settings
 from federation.errors import UsageError
-from node import logs
+from node.home import logs
 
 LIBRARIES = ("apscheduler", "grpc", "asyncio")
 MIB = 1 << 20
 _LIMITED = """
 import pathlib, resource, structlog, sys
-from node import logs
+from node.home import logs
 log, path = structlog.get_logger(), pathlib.Path(sys.argv[1])
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 with logs.writing(path, 1 << 20, 3):
@@ -34,7 +34,7 @@ with logs.writing(path, 1 << 20, 3):
 """
 _CHATTY = """
 import logging, structlog
-from node import logs
+from node.home import logs
 {root}
 with logs.writing():
     structlog.get_logger().info("start")
@@ -52,7 +52,7 @@ log: {{file: {name}}}
 """
 _UNREAD = """
 import structlog
-from node import logs
+from node.home import logs
 with logs.writing():
     structlog.get_logger().info("start")
 print("went on")

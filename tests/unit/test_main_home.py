@@ -10,8 +10,9 @@ from sqlalchemy import delete, update
 from federation.errors import LockedError, UsageError
 from federation.keyring import open_card
 from federation.model import Country, NodeId, Role
-from node import keys, main
-from node.context import Node
+from node import main
+from node.home import keys
+from node.home.context import Node
 from node.store import database
 from node.store.database import write
 from node.store.tables import own_cards

@@ -15,12 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import insert, text, update
 
 from federation.errors import UsageError
-from node import metrics, peers, releases
-from node.alarms import Alarm, raise_alarm
-from node.metrics import MetricsServer
+from node.home.tally import Count, Tally
+from node.operation import metrics
+from node.operation.metrics import MetricsServer
+from node.peering import peers
+from node.records.alarms import Alarm, raise_alarm
+from node.sharing import releases
 from node.store.database import write
 from node.store.tables import in_entries, incidents
-from node.tally import Count, Tally
 from tests.nodes import DE, FR, World, agree, document, history, import_document, make_world, release, reopen
 
 NOBODY = "Maria Musterfrau"

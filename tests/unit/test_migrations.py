@@ -17,9 +17,9 @@ from federation.checkpoint import open_checkpoint
 from federation.keyring import open_card
 from federation.model import Role
 from federation.strictjson import decode_object
-from node import ledger as book
 from node import main
-from node.inbox import InboxState
+from node.desk.inbox import InboxState
+from node.records import ledger as book
 from node.store import database, schema
 from node.store.migrations import schema_1
 from node.store.tables import (

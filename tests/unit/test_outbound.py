@@ -12,7 +12,7 @@ from federation.errors import HandlingError, HeldError, MalformedError, UsageErr
 from federation.handling import read as read_handling
 from federation.model import Category, Decision, Element, ElementDecision, Form, JsonObject, Tlp
 from federation.outbound import Draft, OwnAdvisory, check_draft, issue, open_as_receiver, open_in_full, present, reopen
-from node.context import Node
+from node.home.context import Node
 from tests.nodes import DE, FR, document, make_node
 
 NAME = "CERT-FR-2026-0007"

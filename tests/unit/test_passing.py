@@ -14,12 +14,17 @@ from federation.errors import HeldError, NotAllowedError, NotFoundError, UsageEr
 from federation.model import Country, NodeId
 from federation.policy.engine import rule_book
 from federation.policy.packs import load_pack
-from node import inbox, ledger, main, overview, passing, peers, relays, releases
-from node.context import Node
-from node.inbox import Disposition, InboxState
-from node.ledger import Act
-from node.people import Post
+from node import main
+from node.desk import inbox
+from node.desk.inbox import Disposition, InboxState
+from node.home.context import Node
+from node.home.people import Post
+from node.operation import overview
+from node.peering import peers
+from node.records import ledger
+from node.records.ledger import Act
 from node.rpc import tls
+from node.sharing import passing, relays, releases
 from node.store.database import read, write
 from node.store.tables import alarms
 from node.store.tables import inbox as inbox_table

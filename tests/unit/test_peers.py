@@ -18,8 +18,10 @@ from federation.errors import (
 )
 from federation.keyring import Card, OnlineKey, RootSet, key_id
 from federation.model import NodeId, Role
-from node import main, peers, sync
-from node.context import Node
+from node import main
+from node.exchange import sync
+from node.home.context import Node
+from node.peering import peers
 from node.store.database import read
 from node.store.tables import in_feeds, out_feeds
 from node.store.tables import peers as table

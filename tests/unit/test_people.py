@@ -12,9 +12,12 @@ import pytest
 from config import settings
 from federation.errors import ApostilleError, NotAllowedError, UsageError
 from federation.model import Category
-from node import advisories, agreements, approvals, cases, peers, people
-from node.context import Node
-from node.people import Post
+from node.home import people
+from node.home.context import Node
+from node.home.people import Post
+from node.peering import agreements, peers
+from node.records import approvals
+from node.sharing import advisories, cases
 from tests.nodes import DE, FR, make_node
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +33,7 @@ if login:
     except OSError as e:
         sys.exit(f"CANNOT: {e}")
 os.setresuid(real, 0, 0)
-from node.people import account
+from node.home.people import account
 print(account())
 """
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="another user id takes root: 1 test not run")

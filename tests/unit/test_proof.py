@@ -27,9 +27,12 @@ from federation.limits import MAX_PROOF_BYTES
 from federation.model import Country, Form, Role
 from federation.proof import Shown
 from federation.vouching import How, vouch
-from node import ledger, main, proofs, relays
-from node.context import Node
-from node.people import Post
+from node import main
+from node.audit import proofs
+from node.home.context import Node
+from node.home.people import Post
+from node.records import ledger
+from node.sharing import relays
 from node.store.database import read, write
 from node.store.tables import agreements, audit
 from node.store.tables import ledger as ledger_table

@@ -14,11 +14,13 @@ from federation.errors import HeldError, UsageError
 from federation.policy.schema import Control
 from federation.recall import Reason
 from federation.statement import Kind, Outcome
-from node import agreements, answers, ledger, passing, peers, recalls, relays, releases, statements
-from node.alarms import Alarm
-from node.answers import HolderState
-from node.inbox import Disposition, InboxState
-from node.ledger import Act
+from node.desk.inbox import Disposition, InboxState
+from node.peering import agreements, peers
+from node.records import ledger
+from node.records.alarms import Alarm
+from node.records.ledger import Act
+from node.sharing import answers, passing, recalls, relays, releases, statements
+from node.sharing.answers import HolderState
 from node.store import tables
 from node.store.database import read, write
 from tests.chains import KE, Chain, give, join, last_entry, make_chain, pass_on, send

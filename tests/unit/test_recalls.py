@@ -14,12 +14,15 @@ from federation.errors import HeldError, NotAllowedError, NotFoundError, UsageEr
 from federation.model import NodeId, Role
 from federation.recall import Reason
 from federation.statement import Outcome
-from node import advisories, agreements, answers, inbox, ledger, recalls, releases
-from node.advisories import State
-from node.answers import HolderState
-from node.inbox import Disposition, InboxState
-from node.ledger import Act
-from node.people import Post
+from node.desk import inbox
+from node.desk.inbox import Disposition, InboxState
+from node.home.people import Post
+from node.peering import agreements
+from node.records import ledger
+from node.records.ledger import Act
+from node.sharing import advisories, answers, recalls, releases
+from node.sharing.advisories import State
+from node.sharing.answers import HolderState
 from node.store import tables
 from node.store.database import read
 from tests.chains import Chain, give, join, make_chain, send

@@ -17,8 +17,11 @@ from federation.errors import (
     UnreachableError,
 )
 from federation.model import Onward, Presentation
-from node import agreements, inbox, peers, releases, sync
-from node.inbox import Disposition, InboxState
+from node.desk import inbox
+from node.desk.inbox import Disposition, InboxState
+from node.exchange import sync
+from node.peering import agreements, peers
+from node.sharing import releases
 from node.store.database import read
 from node.store.tables import audit, in_entries, in_feeds
 from tests.nodes import (

@@ -14,10 +14,13 @@ from federation.entries import Granted
 from federation.errors import HeldError, NotAllowedError, NotFoundError, UsageError
 from federation.model import Attribution, Category, Form, Onward, Purpose, Role, instant_text
 from federation.recall import Reason
-from node import inbox, ledger, passing, peers, recalls, relays, releases
-from node.inbox import Disposition
-from node.people import Post
-from node.relays import BY_NAME_ONLY
+from node.desk import inbox
+from node.desk.inbox import Disposition
+from node.home.people import Post
+from node.peering import peers
+from node.records import ledger
+from node.sharing import passing, recalls, relays, releases
+from node.sharing.relays import BY_NAME_ONLY
 from node.store.database import write
 from node.store.tables import agreements
 from tests.chains import (

@@ -23,9 +23,13 @@ from federation.errors import (
 )
 from federation.feed import Ask
 from federation.model import Category, Form, Role
-from node import advisories, agreements, feeds, inbox, ledger, peers, releases, serving, sync
-from node.advisories import State
-from node.inbox import Disposition
+from node.desk import inbox
+from node.desk.inbox import Disposition
+from node.exchange import serving, sync
+from node.peering import agreements, feeds, peers
+from node.records import ledger
+from node.sharing import advisories, releases
+from node.sharing.advisories import State
 from node.store import tables
 from node.store.database import read, write
 from node.store.tables import out_entries

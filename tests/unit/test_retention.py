@@ -14,12 +14,15 @@ from federation.entries import Delivery, ErasedItem, Purge, Withdrawal
 from federation.errors import HeldError, NotAllowedError
 from federation.model import instant_text
 from federation.policy.schema import Control
-from node import agreements, inbox, ledger, peers, releases, retention
-from node.alarms import Alarm
-from node.inbox import Disposition, InboxState
-from node.ledger import Act
-from node.people import Post
-from node.scheduler import Polls
+from node.desk import inbox
+from node.desk.inbox import Disposition, InboxState
+from node.home.people import Post
+from node.operation.scheduler import Polls
+from node.peering import agreements, peers
+from node.records import ledger
+from node.records.alarms import Alarm
+from node.records.ledger import Act
+from node.sharing import releases, retention
 from node.store import tables
 from node.store.database import read, scrub, write
 from tests.chains import Chain, give, join, make_chain, pass_on, send

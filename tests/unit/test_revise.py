@@ -12,13 +12,16 @@ from federation import strictjson
 from federation.errors import AwaitsSecondError, MalformedError, NotAllowedError, NotFoundError, UsageError
 from federation.model import Category, Country, JsonObject, NodeId, Tlp
 from federation.recall import Reason
-from node import advisories, answers, inbox, ledger, overview, recalls, releases, revisions
-from node.advisories import State
-from node.answers import HolderState
-from node.inbox import InboxState
-from node.ledger import Act
-from node.people import Post
-from node.revisions import OldHolder
+from node.desk import inbox
+from node.desk.inbox import InboxState
+from node.home.people import Post
+from node.operation import overview
+from node.records import ledger
+from node.records.ledger import Act
+from node.sharing import advisories, answers, recalls, releases, revisions
+from node.sharing.advisories import State
+from node.sharing.answers import HolderState
+from node.sharing.revisions import OldHolder
 from node.store import tables
 from node.store.database import read
 from tests.nodes import DE, FR, IN, World, agree, document, import_document, make_world

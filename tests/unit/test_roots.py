@@ -21,17 +21,13 @@ from federation.errors import (
 )
 from federation.keyring import Card
 from federation.model import Role
-from node import (
-    acts,
-    approvals,
-    keys,
-    peers,
-    prepared,
-    rotation,
-)
-from node.approvals import State
-from node.context import Node
-from node.rotation import Change
+from node import acts
+from node.home import keys, prepared
+from node.home.context import Node
+from node.peering import peers, rotation
+from node.peering.rotation import Change
+from node.records import approvals
+from node.records.approvals import State
 from node.store.database import read, write
 from node.store.tables import approvals as approvals_table
 from node.store.tables import audit

@@ -20,23 +20,17 @@ from federation.errors import (
 )
 from federation.feed import PageBytes
 from federation.model import NodeId, Role
-from node import (
-    cards,
-    checkup,
-    feeds,
-    inbox,
-    keys,
-    main,
-    peers,
-    releases,
-    rotation,
-    signing,
-    sync,
-)
-from node.checkup import Verdict
-from node.context import Node
-from node.people import Post
-from node.rotation import Change
+from node import main
+from node.desk import inbox
+from node.exchange import sync
+from node.home import keys, signing
+from node.home.context import Node
+from node.home.people import Post
+from node.operation import checkup
+from node.operation.checkup import Verdict
+from node.peering import cards, feeds, peers, rotation
+from node.peering.rotation import Change
+from node.sharing import releases
 from node.store.database import read
 from node.store.tables import in_entries
 from node.store.tables import peers as peers_table

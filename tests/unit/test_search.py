@@ -15,10 +15,11 @@ from sqlalchemy import delete, select
 from federation.errors import NotFoundError, UsageError
 from federation.model import JsonObject, Tlp, instant_text
 from federation.recall import Reason
-from node import desk, inbox, recalls, releases, retention, search
-from node.context import Node
-from node.inbox import InboxState
-from node.search import Query
+from node.desk import inbox, search, work
+from node.desk.inbox import InboxState
+from node.desk.search import Query
+from node.home.context import Node
+from node.sharing import recalls, releases, retention
 from node.store import database
 from node.store.database import read, write
 from node.store.tables import inbox as inbox_table
@@ -117,8 +118,8 @@ def test_each_question_finds_what_fits_and_all_of_them_together(world: World) ->
     ]
     for question, names in questions:
         assert found(de, **question) == names, question
-    desk.mark_read(de, "A")
-    desk.assign(de, "C", "alice")
+    work.mark_read(de, "A")
+    work.assign(de, "C", "alice")
     assert found(de, unread=True) == ["B", "C"]
     assert found(de, assigned_to="alice") == ["C"]
     assert found(de, assigned_to="bob") == []

@@ -16,10 +16,12 @@ from federation.model import Country, NodeId, Role
 from federation.policy.engine import rule_book
 from federation.policy.packs import load_pack
 from federation.statement import Kind, Statement, Subject
-from node import inbox, peers, releases, statements
-from node.inbox import Disposition, InboxState
-from node.people import Post
-from node.statements import Kept
+from node.desk import inbox
+from node.desk.inbox import Disposition, InboxState
+from node.home.people import Post
+from node.peering import peers
+from node.sharing import releases, statements
+from node.sharing.statements import Kept
 from node.store.database import read, write
 from node.store.tables import agreements, audit, in_entries
 from tests.chains import KE, NAME, Chain, acts, arrived, give, join, last_entry, make_chain, pass_on, send

@@ -30,8 +30,9 @@ from federation.errors import (
 from federation.feed import Ask, PageBytes
 from federation.model import Role
 from federation.strictjson import decode_object
-from node import ledger, sync
-from node.inbox import Disposition
+from node.desk.inbox import Disposition
+from node.exchange import sync
+from node.records import ledger
 from node.store.database import read
 from node.store.tables import audit, in_entries, in_feeds, incidents
 from node.store.tables import inbox as inbox_table

@@ -18,7 +18,7 @@ import node.rpc  # noqa: F401 - keeps gRPC quiet
 from federation.errors import KeyringError, MalformedError
 from federation.keyring import Card, OnlineKey, RootSet, key_id
 from federation.model import Country, NodeId, Role
-from node.certificates import check_certificate, make_certificate
+from node.home.certificates import check_certificate, make_certificate
 from node.rpc.tls import peer_of
 
 FR, DE, IN = NodeId("cert.fr.example"), NodeId("cert.de.example"), NodeId("cert.in.example")
@@ -64,7 +64,7 @@ def make(
     issuer: Identity | None = None,
     common_name: str | None = None,
 ) -> Identity:
-    """A certificate like those of `node.certificates`, unless told otherwise; its name is the hash of its key."""
+    """A certificate like those of `node.home.certificates`, unless told otherwise; its name is the hash of its key."""
     key = key or p256()
     spki = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     common_name = common_name or hashlib.sha256(spki).digest()[:16].hex()

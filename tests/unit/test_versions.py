@@ -12,8 +12,11 @@ from federation.entries import Kind, NewCard
 from federation.errors import HeldError, UsageError, VersionError
 from federation.feed import Ask
 from federation.keyring import Card
-from node import main, peers, releases, serving
-from node.context import Node
+from node import main
+from node.exchange import serving
+from node.home.context import Node
+from node.peering import peers
+from node.sharing import releases
 from node.store.database import read, write
 from node.store.tables import peers as table
 from tests.nodes import DE, FR, World, agree, append_by_hand, document, history, import_document, make_world

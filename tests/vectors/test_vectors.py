@@ -35,7 +35,7 @@ from federation.model import (
     node_id,
 )
 from federation.policy.engine import rule_book
-from node.certificates import check_certificate
+from node.home.certificates import check_certificate
 
 FOLDER = Path(__file__).parent / "v1"
 LABELS = load_labels(data.labels_text(), "labels/csaf-2.0.yaml")
@@ -275,7 +275,7 @@ def test_receipts(case: Case) -> None:
 
     def judge() -> int:
         seen = feed.check_receipt(case["receipt"].encode(), FEED["origin"], FEED_KEYS, keys)
-        if seen.root.hex() != FEED["roots"][seen.size]:  # the sender's own comparison (node.feeds)
+        if seen.root.hex() != FEED["roots"][seen.size]:  # the sender's own comparison (node.peering.feeds)
             raise SignatureError("receipt: another root than ours")
         return seen.size
 

@@ -92,7 +92,9 @@ def test_heads_that_a_receiver_shows(case: Case) -> None:
 
     def judge() -> Checkpoint:
         seen = feed.signed_head(case["newest"].encode(), file["origin"], keys)
-        if seen.size > len(leaves) or seen.root != merkle.root(leaves[: seen.size]):  # the sender's own (node.feeds)
+        if seen.size > len(leaves) or seen.root != merkle.root(
+            leaves[: seen.size]
+        ):  # the sender's own (node.peering.feeds)
             raise UnconfirmedError("the receiver holds what we do not")
         return seen
 

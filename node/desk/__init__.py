@@ -1,0 +1,1 @@
+"""What was received, and the work of people with it."""

@@ -1,0 +1,1 @@
+"""The two ends of a pull, and beginning a feed anew."""
