@@ -146,7 +146,8 @@ def make_world(
         name: make_node(folder, name, COUNTRY_OF[name], packs=packs, database=databases.get(name))
         for name in names or (FR, DE)
     }
-    clock = Clock(max(node.card.issued_at for node in made.values()) + timedelta(minutes=1))
+    youngest = max(node.card.issued_at for node in made.values())
+    clock = Clock(max(youngest + timedelta(minutes=1), main.utc_now()))  # beside it, processes may go by the real one
     world = World(
         {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}, clock
     )

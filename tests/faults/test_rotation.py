@@ -187,10 +187,10 @@ def test_a_rotation_that_is_killed_leaves_the_old_card_or_the_new_one(home: Path
     (tmp_path / "logs").mkdir()
     took_s, killed, versions = 0.0, 0, [1]
     with Zygote(tmp_path / "logs") as zygote:
-        for run in range(KILLS + 1):
+        for run in range(KILLS + 2):
             began = time.monotonic()
             process = zygote.start(home, "key", "rotate", "--all", "--overlap", "1s")
-            if run:  # the first one measures how long it takes
+            if run > 1:  # the second one measures how long it takes
                 threading.Event().wait(chance.uniform(0, took_s))  # the moment is what the test is about
                 killed += _kill(zygote, process)
             else:
@@ -199,7 +199,7 @@ def test_a_rotation_that_is_killed_leaves_the_old_card_or_the_new_one(home: Path
             versions.append(_check_home(home, f"seed {seed}, run {run}"))
             assert versions[-1] - versions[-2] in (0, 1)
             _until_nothing_overlaps()
-    assert killed > KILLS // 4
+    assert killed > KILLS // 8
     node = replace(main.open_node(home), actor="alice", people=PEOPLE)
     rotation.prune(node, unused=True)
     assert {kid for _, kid in node.keys.stored()} == {

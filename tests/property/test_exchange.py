@@ -120,7 +120,7 @@ def test_nodes_converge_under_any_order_of_delivery(steps: list[tuple[str, objec
             assert [row.seq for row in rows] == list(range(len(sent)))  # no loss, no repetition, in order
             assert [row.leaf_hash for row in rows] == [_leaf(item) for item in sent]
             assert sync.load_state(world[receiver], sender).state.edge.root() == merkle.root(map(_leaf, sent))
-            assert {row.outcome for row in rows} <= {"admitted", "control", "erased"}
+            assert {row.outcome for row in rows} <= {"admitted", "control", "erased", "withdrawn"}
             with read(world[sender].engine) as tx:
                 feed = tx.execute(select(out_feeds).where(out_feeds.c.peer == receiver)).one()
             assert feed.receipt_size == feed.size == len(sent)
