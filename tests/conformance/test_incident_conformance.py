@@ -20,8 +20,8 @@ from node.peering import rotation
 from node.peering.rotation import Change
 from node.records import incidents
 from tests.conformance import verify_incident
+from tests.lies import LIES, fork, only
 from tests.nodes import DE, FR, IN, ForgedFeed, LyingLink, World, agree, history, make_node, make_world, release
-from tests.unit.test_incidents import LIES, fork, only
 
 SCRIPT = Path(__file__).with_name("verify_incident.py")
 FLIPS = 300

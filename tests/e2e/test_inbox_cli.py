@@ -29,9 +29,9 @@ from node.store.tables import audit
 from tests.e2e.net import make_net, until
 from tests.e2e.processes import ready
 from tests.e2e.test_people import commands
+from tests.lies import fork, sign_again
 from tests.nodes import DE, FR, World, agree, document, import_document, make_world
-from tests.unit.test_alarms import Receiver, write_addresses
-from tests.unit.test_incidents import fork, sign_again
+from tests.unit.test_courier import Receiver, write_addresses
 from tests.unit.test_work import revise
 
 SCRIPT = Path(__file__).parents[1] / "conformance" / "verify_incident.py"
