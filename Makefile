@@ -40,7 +40,7 @@ protos-current: $(VENV)/installed-dev
 		cmp -s $$made protos/exchange/v1/$$(basename $$made) || { echo "$$(basename $$made) is not current: make protos"; exit 1; }; \
 	done
 
-defences: $(VENV)/installed-dev ## take each defence out of a copy, see its tests fail (3 minutes)
+defences: $(VENV)/installed-dev ## take each defence out of a copy, see its tests fail (15 minutes)
 	@$(BIN)/python -m tests.defences
 
 faults: $(VENV)/installed-dev ## the fault campaigns with their full counts (an hour; docs/security.md has results)
