@@ -2,19 +2,14 @@
 
 import hashlib
 from dataclasses import replace
-from datetime import date
-from types import MappingProxyType
 from typing import Any
 
-import pycountry
 from sqlalchemy import func, select, update
 
 from federation import entries, recall
 from federation.entries import Delivery
-from federation.model import Country, NodeId, Presentation, Role
-from federation.policy.engine import RuleBook, rule_book
-from federation.policy.packs import LawPack
-from federation.policy.rules import parse
+from federation.model import NodeId, Presentation, Role
+from federation.policy.engine import RuleBook
 from federation.policy.schema import Control
 from federation.recall import Reason
 from federation.statement import Kind
@@ -26,6 +21,7 @@ from node.sharing import answers, releases, statements
 from node.sharing.answers import HolderState
 from node.store import tables
 from node.store.database import read, write
+from tests.laws import book_of
 from tests.nodes import (
     DE,
     FR,
@@ -80,20 +76,7 @@ def items(world: World, at: NodeId = DE) -> list[tuple[str, int, InboxState]]:
 
 def silenced(when: str) -> RuleBook:
     """A law that forbids control messages."""
-    pack = LawPack(
-        id="test",
-        version=1,
-        jurisdiction=None,
-        title="test",
-        status="example",
-        checked_on=date(2026, 11, 21),
-        source="test",
-        groups=MappingProxyType({}),
-        safeguards=MappingProxyType({}),
-        rules=parse(FORBID_RECALLS % when, "test", "forbid"),
-        duties=parse("", "test", "permit"),
-    )
-    return rule_book((pack,), tuple(Country(c.alpha_2) for c in pycountry.countries))
+    return book_of(FORBID_RECALLS % when)
 
 
 def forbidding(*kinds: Control) -> RuleBook:

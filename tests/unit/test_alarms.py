@@ -4,18 +4,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from config import data
 from federation.errors import NotAllowedError, NotFoundError, StaleError
-from federation.model import Country, Form, instant_text
+from federation.model import Form, instant_text
 from federation.policy.engine import rule_book
-from federation.policy.packs import LawPack, load_pack
-from federation.policy.rules import parse
+from federation.policy.packs import load_pack
 from node.exchange import sync
 from node.home.context import Node
 from node.home.people import Post
@@ -28,6 +25,7 @@ from node.sharing import releases
 from node.store.database import read, record, write
 from node.store.tables import alarms as table
 from node.store.tables import audit
+from tests.laws import COUNTRIES, book_of
 from tests.nodes import (
     DE,
     FR,
@@ -44,7 +42,6 @@ from tests.nodes import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:.imghdr. is deprecated:DeprecationWarning")  # imported by apprise
 PLENTY = 1 << 40  # bytes that are free on a disk
-COUNTRIES = tuple(Country(code) for code in data.countries())
 FAILS = 'Node::"nobody.example".groups.isEmpty()'  # the entity does not exist: Cedar errors on it
 
 
@@ -275,24 +272,6 @@ def test_what_others_have_raised_is_left_to_them(world: World, fr: Node) -> None
 # Faults of the policy engine (I3)
 
 
-def book_with(rule: str) -> Any:
-    """A rule book with a forbid that no loader would let in."""
-    pack = LawPack(
-        id="test",
-        version=1,
-        jurisdiction=None,
-        title="test",
-        status="example",
-        checked_on=date(2026, 11, 21),
-        source="test",
-        groups=MappingProxyType({}),
-        safeguards=MappingProxyType({}),
-        rules=parse(rule, "test", "forbid"),
-        duties=parse("", "test", "permit"),
-    )
-    return rule_book((pack,), COUNTRIES)
-
-
 def failing(action: str) -> str:
     head = '@id("test/rule") @basis("a law") @says("A sentence.")\n'
     return f'{head}forbid (principal, action == Action::"{action}", resource) when {{ {FAILS} }};\n'
@@ -304,7 +283,7 @@ FAULT = ("POLICY", "rule test/rule could not be evaluated")
 @pytest.mark.invariant("I3")
 def test_a_rule_that_fails_at_a_release_is_told_although_nothing_leaves(world: World, fr: Node) -> None:
     agree(world)
-    broken = replace(fr, book=book_with(failing("disclose")))
+    broken = replace(fr, book=book_of(failing("disclose")))
     _, outcomes = releases.release(broken, import_document(fr, document("A")))
     assert {e.form for e in outcomes[0].decision.elements} == {Form.WITHHELD}
     assert raised(fr) == [FAULT]
@@ -317,7 +296,7 @@ def test_a_rule_that_fails_at_a_release_is_told_although_nothing_leaves(world: W
 def test_a_rule_that_fails_at_serving_is_told(world: World, fr: Node) -> None:
     agree(world)
     release(world, "A")
-    broken = replace(fr, book=book_with(failing("disclose")))
+    broken = replace(fr, book=book_of(failing("disclose")))
     releases.withdraw_what_may_not_go(broken, world[DE].card, range(99))
     assert raised(fr) == [FAULT]
 
@@ -326,13 +305,13 @@ def test_a_rule_that_fails_at_serving_is_told(world: World, fr: Node) -> None:
 def test_a_rule_that_fails_at_receiving_is_told(world: World) -> None:
     agree(world)
     release(world, "A")
-    de = world.nodes[DE] = replace(world[DE], book=book_with(failing("store")))
+    de = world.nodes[DE] = replace(world[DE], book=book_of(failing("store")))
     world.sync(DE, FR)
     assert raised(de) == [("POLICY", FAULT[1]), ("QUARANTINE", FR)]
 
 
 @pytest.mark.invariant("I3")
 def test_a_rule_that_fails_for_control_messages_is_told(world: World, fr: Node) -> None:
-    broken = replace(fr, book=book_with(failing("notify")))
+    broken = replace(fr, book=book_of(failing("notify")))
     agreements.propose(broken, terms_text(world), "a.yaml")
     assert raised(fr) == [("HELD", f"{DE} agreement"), FAULT]

@@ -5,20 +5,19 @@ from datetime import UTC, date, datetime
 from types import MappingProxyType
 
 import cedarpy
-import pycountry
 import pytest
 
 from federation.errors import HeldError, PolicyError
 from federation.model import Category, Country, Form, NodeId, Onward, Purpose, Tier, Tlp
 from federation.policy.decide import may_notify
-from federation.policy.engine import RuleBook, rule_book
+from federation.policy.engine import rule_book
 from federation.policy.facts import Place, Question, Situation
 from federation.policy.handling import CONTROL, HANDLING_RULES, PERMIT_ALL
 from federation.policy.packs import LawPack
 from federation.policy.rules import load, parse
 from federation.policy.schema import Action, Control, schema_text
+from tests.laws import COUNTRIES, book_of
 
-COUNTRIES = tuple(Country(c.alpha_2) for c in pycountry.countries)
 FR, IN = NodeId("cert.fr.example"), NodeId("cert.in.example")
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 
@@ -52,24 +51,6 @@ def rule(effect: str, when: str, name: str = "test/rule", action: str = "disclos
         f'@id("{name}") @basis("a law") @says("A sentence.")\n'
         f'{effect} (principal, action == Action::"{action}", resource) when {{ {when} }};\n'
     )
-
-
-def book_of(forbids: str = "", duties: str = "") -> RuleBook:
-    """A rule book with rules that no loader would let in."""
-    pack = LawPack(
-        id="test",
-        version=1,
-        jurisdiction=None,
-        title="test",
-        status="example",
-        checked_on=date(2026, 11, 21),
-        source="test",
-        groups=MappingProxyType({}),
-        safeguards=MappingProxyType({}),
-        rules=parse(forbids, "test", "forbid"),
-        duties=parse(duties, "test", "permit"),
-    )
-    return rule_book((pack,), COUNTRIES)
 
 
 @pytest.mark.invariant("I3")
