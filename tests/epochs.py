@@ -18,6 +18,7 @@ from node.desk import inbox
 from node.exchange import epochs
 from node.exchange.epochs import Cause
 from node.home.context import Node
+from node.peering import feeds
 from node.records import approvals
 from node.records.alarms import Alarm
 from node.store.database import read
@@ -91,3 +92,9 @@ def found(node: Node, kind: Alarm) -> list[tuple[str, str]]:
 
 def item(node: Node, name: str) -> inbox.Item:
     return max((i for i in inbox.items(node, every_state=True) if i.name == name), key=lambda i: i.id)
+
+
+def current(world: World) -> feeds.OutFeed:
+    """The feed from FR to DE, of its newest epoch."""
+    with read(world[FR].engine) as tx:
+        return feeds.out_feed(tx, DE)

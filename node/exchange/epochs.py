@@ -2,9 +2,11 @@
 
 A sender that comes from a backup, or one of two copies, has signed what it does not have; a receiver that comes from a
 backup may have been shown more than it knows. Then two people at the sender open a new epoch: a feed with a new origin
-line, whose entry 0 names the feed before it and the newest head of that which is known to have been signed. Nothing is
-signed in the old epoch any more. What the receiver lacks of it goes into the new one: cards, agreements, documents and
-recalls as they were signed, deliveries after policy was asked again, and what was taken back.
+line, whose entry 0 names the feed before it and the newest head of that which is known to have been signed. Its number
+is the second in which it is opened: counting on from what is remembered would use a number twice where both sides have
+forgotten an epoch. Nothing is signed in the old epoch any more. What the receiver lacks of it goes into the new one:
+cards, agreements, documents and recalls as they were signed, deliveries after policy was asked again, and what was
+taken back.
 
 Two people at the receiver accept the new epoch. Entry 0 has to continue from what is held: an epoch is no way to drop
 history. What the old epoch brought stays, with its numbers; its open end is written down. When either side is wrong
@@ -13,6 +15,7 @@ about what the other holds, it says so and stops, and a further epoch settles it
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from typing import Any, Final, NoReturn
 
@@ -39,7 +42,7 @@ from node.store.tables import card_deliveries, in_feeds, out_entries, out_feeds,
 from node.store.tables import peers as peers_table
 
 _CARRIED: Final = (Kind.STATEMENT, Kind.GRANT, Kind.RECALL, Kind.PRESENTATION, Kind.WITHDRAWAL)
-_MOST_SKIPPED: Final = 16  # a sender may open another epoch before one is taken up, but hardly more often than that
+_COUNTED_FROM: Final = datetime(2026, 1, 1, tzinfo=UTC)  # epochs are numbered by seconds, which last until 2094
 
 
 class Cause(StrEnum):
@@ -87,7 +90,6 @@ def opening(node: Node, peer: NodeId, cause: Cause, reason: str) -> NoReturn:
         old, known = _held_up(tx, peer), confirm.newest_known(tx, peer)
         arguments = {
             "peer": peer,
-            "epoch": _next(old, known),
             "cause": cause.value,
             "ends": known.origin,
             "final_size": known.size,
@@ -109,7 +111,7 @@ def carry_out_open(node: Node, tx: Connection, request: Request) -> None:
         raise ConflictError(f"the feed to {peer} goes on again") from e
     known = confirm.newest_known(tx, peer)
     approvals.require_unchanged(request, _open_binding(old, known, cause))
-    lost, number, covered = _lost(tx, old, known), _next(old, known), _cover(tx, old)
+    lost, number, covered = _lost(tx, old, known), _next(node, old, known), _cover(tx, old)
     peers.open_out_feed(node, tx, peer, number)
     control.send(node, tx, card, NewEpoch(known.origin, known.head, cause.value))
     _forget_cards(tx, peer, covered)
@@ -179,14 +181,12 @@ def all_epochs(node: Node, peer: NodeId | None = None) -> tuple[Epoch, ...]:
     return tuple(sorted(wanted, key=lambda epoch: (epoch.peer, not epoch.outgoing, epoch.number)))
 
 
-def check_claim(peer: NodeId, held: int, standing: Standing, page: PageBytes) -> None:
+def check_claim(peer: NodeId, held: int, page: PageBytes) -> None:
     """Refuses a page that names an epoch which cannot follow the one that is held. Raises MalformedError."""
     if page.items or page.checkpoint or page.latest or page.receipt:
         raise MalformedError(f"{peer}: a page names another epoch, and holds more than that")
     if not held < page.epoch <= MAX_EPOCH:
         raise MalformedError(f"{peer}: says that epoch {page.epoch} follows epoch {held}")
-    if page.epoch > held + _MOST_SKIPPED and standing is Standing.WHOLE:
-        raise MalformedError(f"{peer}: jumps from epoch {held} to epoch {page.epoch}")
 
 
 def check_beginning(node: Node, peer: NodeId, epoch: int, standing: Standing, page: VerifiedPage) -> None:
@@ -258,8 +258,9 @@ def _held_up(tx: Connection, peer: NodeId) -> OutFeed:
     return feed
 
 
-def _next(old: OutFeed, known: Known) -> int:
-    return max(old.epoch, known.epoch) + 1
+def _next(node: Node, old: OutFeed, known: Known) -> int:
+    now = int((node.clock() - _COUNTED_FROM).total_seconds())
+    return max(old.epoch + 1, known.epoch + 1, now)
 
 
 def _lost(tx: Connection, old: OutFeed, known: Known) -> str:

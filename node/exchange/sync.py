@@ -143,7 +143,7 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
         restored = held.standing is Standing.RESTORED
         page = link.pull(Ask(state.origin, state.cursor, receipt, state.newest, restored, protocol=card.speaks))
         if page.epoch:
-            epochs.check_claim(card.node, held.epoch, held.standing, page)
+            epochs.check_claim(card.node, held.epoch, page)
             raise EpochError(f"{card.node} has opened epoch {page.epoch} of its feed to this node", page.epoch)
         now = node.clock()
         keys = card.note_keys(Role.FEED, state.origin, now)

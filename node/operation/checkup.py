@@ -263,7 +263,7 @@ def _alerts(home: Path) -> Iterator[Finding]:
 
 def _installation() -> Finding:
     """Are the packages that Python finds ours? Their names are common: others may have put files there."""
-    ours = Path(__file__).parents[1]
+    ours = Path(__file__).parents[2]
     strangers = [name for name in _PACKAGES if not _is_at(name, ours / name)]
     if strangers:
         found = f"{', '.join(strangers)} is another package of that name"

@@ -22,12 +22,13 @@ import pytest
 import typer
 
 from node.cli import app
+from tests.commands import APOSTILLE, server
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "config").rglob("*.md")])
 GUIDE = ROOT / "docs" / "operators-guide.md"
-LEAST_OF_THE_GUIDE = 25  # commands: a parser that finds none would pass everything else
-PATIENCE_S = 240
+LEAST_OF_THE_GUIDE = 100  # commands: a parser that finds none would pass everything else
+PATIENCE_S = 480
 _CLONE = ("config", "docs", "tests")  # what pages name by paths inside a clone
 _FENCE = re.compile(r"```([a-z]*)")
 _EXIT = re.compile(r"<!-- exit ([0-9]+) -->")
@@ -146,11 +147,11 @@ def _make_clone(folder: Path) -> None:
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
     (programs / "activate").write_text("", encoding="utf-8")
-    for name, words in (("apostille", ["-c", "from node.cli import main; main()"]), ("python", [])):
-        call = shlex.join([sys.executable, *words])
-        program = programs / name
-        program.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {call} "$@"\n', encoding="utf-8")
-        program.chmod(0o755)
+    server().program(programs / "apostille", "-c", APOSTILLE)
+    python = programs / "python"
+    call = f"PYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)}"
+    python.write_text(f'#!/bin/sh\n{call} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
 
 
 def broken_links(text: str, page: Path) -> list[str]:

@@ -104,7 +104,8 @@ class Schedule:
     # What goes wrong
 
     def lose_memory(self) -> None:
-        """One of the two is put back to an earlier state."""
+        """One of the two is put back to an earlier state, which takes a while."""
+        self.world.clock.move(minutes=1)
         kinds: list[Callable[[], str]] = [self.lost_sender, self.replaced_sender, self.rolled_back, self.replaced]
         if not self.copies:
             kinds.append(self.lost_receiver)
@@ -141,6 +142,7 @@ class Schedule:
 
     def heal(self) -> None:
         """One copy goes on, which may be another one than before, and every feed can go on again."""
+        self.world.clock.move(minutes=1)
         chosen = self.chance.choice((self.world[FR], *self.copies))
         for node in (self.world[FR], *self.copies):
             node.engine.dispose()

