@@ -24,7 +24,6 @@ _DOES = {
     "accept-epoch": "Accept the new epoch that this peer has opened, and take from it.",
     "roots": "Install this card, whose root keys are others than those known until now.",
     "label": "Lower the category of this part of a draft, so that more may be shared of it.",
-    "guard": "Release this although the guard holds it back.",
 }
 _Number = Annotated[int, typer.Argument(metavar="N", help="The request's number.")]
 

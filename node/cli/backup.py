@@ -40,6 +40,7 @@ def backup(
     """
     from node.operation import archive
 
+    session.check_outside(file)
     if verify:
         manifest = archive.verify(file)
         _show(manifest, as_json, file, None)

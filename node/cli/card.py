@@ -110,7 +110,7 @@ def sign(
     if as_json:
         screen.emit({**card_data(card), "signatures": count, "by_others": others, "file": str(out or file)})
         return
-    screen.note(f"Wrote {out or file}: {count} of its own root keys have signed, {card.roots.threshold} must.")
+    screen.note(f"Wrote {out or file}: it has {count} of the {card.roots.threshold} root signatures that it needs.")
     if others:
         screen.note(f"{others} other root keys have signed as well: as many must as the card before demands.")
     if count >= card.roots.threshold:

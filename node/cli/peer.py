@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.errors import UsageError
+from federation.model import Role
 from node.cli import epoch, exits, incident, make, screen, session
 from node.cli.cards import card_data, read_card_file, show_card
 
@@ -100,7 +101,7 @@ def list_peers(as_json: make.AsJson = False) -> None:
                 "trusted" if p.trusted else "DISTRUSTED",
                 "direct" if p.direct else "card only",
                 p.card.version,
-                min(key.valid_until for key in p.card.keys),
+                min(max(k.valid_until for k in p.card.keys if k.role is role) for role in Role),
                 p.enrolled_at,
             )
             for p in found

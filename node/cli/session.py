@@ -58,7 +58,9 @@ def serving_address() -> str | None:
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """The bytes of a file that the user named. Raises UsageError when it cannot be read or is too large."""
+    """The bytes of a file that the user named. Raises UsageError when it cannot be read, is too large, or lies in the
+    home."""
+    check_outside(path)
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
@@ -78,7 +80,8 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a file that the user asked for: whole or not at all. Raises UsageError."""
+    """Writes a file that the user asked for, outside of the home: whole or not at all. Raises UsageError."""
+    check_outside(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)
@@ -123,6 +126,16 @@ def agreement_template() -> bytes:
     from importlib.resources import files
 
     return files("config").joinpath("agreements", "template.yaml").read_bytes()
+
+
+def check_outside(path: Path) -> None:
+    """Refuses a path into the home: people who may run this command need not be people who may touch its files."""
+    try:
+        inside = path.resolve().is_relative_to((_chosen.get() or DEFAULT_HOME).expanduser().resolve())
+    except (OSError, RuntimeError) as e:
+        raise UsageError(f"{path} cannot be found: it leads round in a circle") from e
+    if inside:
+        raise UsageError(f"{path} lies in the home of the node: name a file outside of it")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from federation.model import NodeId
 from node.desk.inbox import InboxState
 from node.home.context import Node
 from node.peering.agreements import in_force
+from node.peering.feeds import POLICY
 from node.records import quarantine
 from node.records.alarms import open_count
 from node.records.ledger import Act
@@ -49,7 +50,7 @@ class Overview:
     alarms: int  # open ones
     incidents: int  # open ones
     unsettled: int  # peers left with an earlier revision, for whom nobody has decided
-    withdrawn: tuple[tuple[str, NodeId], ...]  # taken back before or after delivery, and not released again
+    withdrawn: tuple[tuple[str, NodeId], ...]  # taken back by rule, and not released again
 
 
 def overview(node: Node) -> Overview:
@@ -109,8 +110,8 @@ def overview(node: Node) -> Overview:
 
 
 def _withdrawn(tx: Connection) -> tuple[tuple[str, NodeId], ...]:
-    """Own advisory and peer of every release that was withdrawn, was not recalled, and has none in its place that
-    stands: of this revision or another."""
+    """Own advisory and peer of every release that was withdrawn by no person, was not recalled, and has none in its
+    place that stands: of this revision or another."""
     standing = (
         select(advisories.c.name, out_feeds.c.peer)
         .join_from(out_entries, advisories, advisories.c.id == out_entries.c.advisory)
@@ -126,7 +127,12 @@ def _withdrawn(tx: Connection) -> tuple[tuple[str, NodeId], ...]:
         .join(out_feeds, out_feeds.c.id == out_entries.c.feed)
         .join(eraser, (eraser.c.feed == out_entries.c.feed) & (eraser.c.seq == out_entries.c.erased_by))
         .outerjoin(standing, (standing.c.name == advisories.c.name) & (standing.c.peer == out_feeds.c.peer))
-        .where(eraser.c.kind == Act.WITHDRAWAL, advisories.c.recall.is_(None), standing.c.peer.is_(None))
+        .where(
+            eraser.c.kind == Act.WITHDRAWAL,
+            eraser.c.by == POLICY,
+            advisories.c.recall.is_(None),
+            standing.c.peer.is_(None),
+        )
         .distinct()
         .order_by(advisories.c.name, out_feeds.c.peer)
     ).all()

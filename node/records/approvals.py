@@ -43,7 +43,6 @@ class Act(StrEnum):
     ACCEPT_EPOCH = "accept-epoch"  # accept the new epoch that a peer has opened
     ROOTS = "roots"  # install a card with other root keys
     LABEL = "label"  # lower the category of a part of a draft
-    GUARD = "guard"  # release although the guard holds it back
 
 
 MAY_ASK: Final[Mapping[Act, Post]] = {
@@ -53,7 +52,6 @@ MAY_ASK: Final[Mapping[Act, Post]] = {
     Act.ACCEPT_EPOCH: Post.OPERATOR,
     Act.ROOTS: Post.OPERATOR,
     Act.LABEL: Post.ANALYST,
-    Act.GUARD: Post.ANALYST,
 }
 
 
