@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := protos/exchange/v1/exchange.proto
+RUN := env -u PYTHONDONTWRITEBYTECODE
+ON_EVERY_CORE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type layers protos protos-current defences faults bench clean
+.PHONY: help demo test check lint type layers protos protos-current compiled defences faults bench clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -14,8 +16,8 @@ help: ## what there is
 demo: $(VENV)/installed ## three national nodes share a dozen advisories
 	@$(BIN)/apostille demo
 
-test: $(VENV)/installed-dev ## all tests
-	@$(BIN)/python -m pytest
+test: $(VENV)/installed-dev compiled ## all tests, on every core
+	@$(RUN) $(BIN)/python -m pytest $(ON_EVERY_CORE)
 
 check: $(VENV)/installed-dev lint type layers protos-current test ## exactly what CI runs
 
@@ -40,11 +42,14 @@ protos-current: $(VENV)/installed-dev
 		cmp -s $$made protos/exchange/v1/$$(basename $$made) || { echo "$$(basename $$made) is not current: make protos"; exit 1; }; \
 	done
 
+compiled: $(VENV)/installed-dev
+	@$(RUN) $(BIN)/python -m compileall -q node federation config protos
+
 defences: $(VENV)/installed-dev ## take each defence out of a copy, see its tests fail (15 minutes)
 	@$(BIN)/python -m tests.defences
 
 faults: $(VENV)/installed-dev ## the fault campaigns with their full counts (an hour; docs/security.md has results)
-	@APOSTILLE_FULL=1 $(BIN)/python -m pytest tests/faults
+	@APOSTILLE_FULL=1 $(RUN) $(BIN)/python -m pytest $(ON_EVERY_CORE) tests/faults
 
 bench: $(VENV)/installed-dev ## benchmarks, as ratios taken in one run
 	@$(BIN)/python -m bench

@@ -1,13 +1,25 @@
-"""What every kind of test shares: the public documents, and a run that fails when a test that must run was skipped."""
+"""What every kind of test shares: the public documents, the order of the files, the end of processes that were started,
+and a run that fails when a test that must run was skipped."""
 
 import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from nacl.pwhash import argon2id
+
+from federation import labels
+from tests import commands
 
 _NO_SKIPS = "APOSTILLE_NO_SKIPS"
 _CORPORA = "APOSTILLE_CORPORA"
 _NO_HISTORY = "no git history"
+_LONGEST = (  # files; they begin, so that no worker of a run is left alone with one of them at its end
+    "faults/test_kill.py",
+    "e2e/test_corpora.py",
+    "e2e/test_docs.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -22,12 +34,34 @@ def corpora() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _the_same_is_computed_once() -> Iterator[None]:
+    """Passwords that are slow to stretch, and the table of labels: values of their arguments and nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argon2id, "kdf", cache(argon2id.kdf))
+        patch.setattr("node.main.load_labels", cache(labels.load))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_stays() -> Iterator[None]:
+    yield
+    commands.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all else stays in its order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Where APOSTILLE_NO_SKIPS is set, as in CI, a skip is a failure; without public documents, theirs are not."""
     if not os.environ.get(_NO_SKIPS) or exitstatus:
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    assert reporter is not None
+    if reporter is None:  # a worker of a run on several cores: whoever started it counts
+        return
     skipped = [str(report.longrepr) for report in reporter.stats.get("skipped", [])]
     if not os.environ.get(_CORPORA):
         skipped = [reason for reason in skipped if _CORPORA not in reason]

@@ -1,9 +1,7 @@
 """`apostille upgrade`: all of it or nothing, with a way back; and nodes that go on after it as if nothing had been."""
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -26,12 +24,12 @@ from node.peering import agreements
 from node.records import incidents, ledger
 from node.store import database
 from node.store.tables import metadata
+from tests import commands
 from tests.contract import version_1
 from tests.contract.outcomes import acts, assert_same_feeds
 from tests.contract.stores import FILE, POSTGRESQL
 from tests.nodes import AGREEMENT, DE, FR, IN, PEOPLE, Clock, World, release
 
-ROOT = Path(__file__).parents[2]
 BOTH = (FILE, POSTGRESQL)
 
 
@@ -138,16 +136,9 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, kind: str) -> No
     assert (old_home / "card.json").exists()
 
 
-def python(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 def test_the_command_says_what_it_did_and_where_the_copy_lies(home: Path) -> None:
     def apostille(*words: str) -> subprocess.CompletedProcess[str]:
-        return python("-c", "from node.cli import main; main()", "--home", str(home), *words)
+        return commands.run("--home", str(home), *words)
 
     refused = apostille("status")
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -172,7 +163,7 @@ def test_the_command_says_what_it_did_and_where_the_copy_lies(home: Path) -> Non
 
 
 def upgrade_killed(home: Path, when: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "tests.contract.killed", str(home), when)
+    return commands.run(str(home), when, code="import runpy; runpy.run_module('tests.contract.killed', {}, '__main__')")
 
 
 def outcome(home: Path) -> list[Any]:

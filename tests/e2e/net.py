@@ -1,11 +1,13 @@
 """Nodes of one process that talk over real gRPC with mutual TLS, and what tests of them share."""
 
 import asyncio
+import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,10 @@ from tests.nodes import FR, World, document, import_document, make_world
 
 SECRET = "Maria Musterfrau, victim"
 POLL_NEVER_S = 3600
+_PORTS_EACH = 1_000  # for each worker of a run; all of them below those of outgoing connections
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
+_PORTS = deque(range(20_000 + _PORTS_EACH * _WORKER, 20_000 + _PORTS_EACH * (_WORKER + 1)))
+_PORTS.rotate(os.getpid())  # two runs on one machine begin at different places
 
 
 class Net:
@@ -144,8 +150,11 @@ def status_of(call: Callable[[], object]) -> tuple[str, str]:
     return error.code().name, error.details()
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens on, that the system gives to no connection, and no other worker to its tests."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(len(_PORTS)):
+        _PORTS.rotate(-1)
+        with suppress(OSError), socket.create_server((host, _PORTS[0]), family=family):
+            return _PORTS[0]
+    raise AssertionError("no port is free")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
@@ -21,38 +21,43 @@ from node import main
 from node.home import owncard
 from node.peering import peers
 from node.store.database import write
-from tests.e2e.net import Net
+from tests.commands import APOSTILLE, Running, outside
+from tests.e2e.net import Net, free_port
 from tests.nodes import ADDRESS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60  # three processes may share a core with the other tests
-_PORTS = iter(range(20_000 + os.getpid() % 10_000, 32_000))  # below those of outgoing connections
 _ask = build_opener(ProxyHandler({}))
 
 
 class Serving:
-    """`apostille serve` on one home. `metrics` is where it tells how it is, once it is ready."""
+    """`apostille serve` on one home. `metrics` is where it tells how it is, once it is ready.
 
-    def __init__(self, home: Path, prelude: str = "", **environment: str) -> None:
+    `alone`: in a process that imports what it needs itself.
+    """
+
+    process: Running | subprocess.Popen[str]
+
+    def __init__(self, home: Path, prelude: str = "", *, alone: bool = False, **environment: str) -> None:
         self.home = home
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._manager.bind(f"\0apostille-{os.getpid()}-{id(self)}")
         self._manager.settimeout(0.2)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("APOSTILLE_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", f"{prelude}\nfrom node.cli import main; main()", "--home", str(home), "serve"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            cwd=home.parent,
-            env={
-                **kept,
-                "PYTHONPATH": str(ROOT),
-                "NOTIFY_SOCKET": f"@{self._manager.getsockname()[1:].decode()}",
-                **environment,
-            },
-        )
+        notify = {"NOTIFY_SOCKET": f"@{self._manager.getsockname()[1:].decode()}"}
+        code = f"{prelude}\n{APOSTILLE}"
+        words, env = ("--home", str(home), "serve"), {**outside(), **notify, **environment}
+        if alone:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, *words],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                cwd=home.parent,
+                env={**env, "PYTHONPATH": str(ROOT)},
+            )
+        else:
+            self.process = Running(*words, code=code, cwd=home.parent, env=env)
 
     def told(self) -> str:
         """What it tells the service manager next."""
@@ -95,7 +100,7 @@ class Serving:
     def ended(self, within_s: float = PATIENCE_S) -> tuple[int, str]:
         """Its exit code and what it wrote to stderr, once it has ended."""
         _, said = self.process.communicate(timeout=within_s)
-        return self.process.returncode, said
+        return self.process.wait(), said
 
     def close(self) -> None:
         """Ends it if it has not ended, and whatever it was."""
@@ -105,9 +110,9 @@ class Serving:
 
 
 @contextmanager
-def serving(home: Path, prelude: str = "", **environment: str) -> Iterator[Serving]:
+def serving(home: Path, prelude: str = "", *, alone: bool = False, **environment: str) -> Iterator[Serving]:
     """A server that was started; it may not be ready yet."""
-    made = Serving(home, prelude, **environment)
+    made = Serving(home, prelude, alone=alone, **environment)
     try:
         yield made
     finally:
@@ -115,9 +120,9 @@ def serving(home: Path, prelude: str = "", **environment: str) -> Iterator[Servi
 
 
 @contextmanager
-def ready(home: Path, prelude: str = "") -> Iterator[Serving]:
+def ready(home: Path, prelude: str = "", *, alone: bool = False) -> Iterator[Serving]:
     """A server that is ready."""
-    with serving(home, prelude) as made:
+    with serving(home, prelude, alone=alone) as made:
         assert made.told() == "READY=1"
         yield made
 
@@ -126,7 +131,7 @@ def settle(net: Net, *names: NodeId, host: str = "127.0.0.1") -> None:
     """Gives each node an address that its card and its settings name, and lets it tell how it is."""
     for name in names:
         node = net.world[name]
-        listen = _free(host)
+        listen = f"{host}:{free_port(host.strip('[]'))}"
         card = replace(node.card, version=node.card.version + 1, endpoint=listen)
         document = main.sign_card(card, node.keys)
         with write(node.engine) as tx:
@@ -139,15 +144,6 @@ def settle(net: Net, *names: NodeId, host: str = "127.0.0.1") -> None:
         path = node.home / "apostille.yaml"
         lines = f'metrics: "{host}:0"\nlog: {{file: apostille.log}}\n'
         path.write_text(path.read_text("utf-8").replace(ADDRESS, listen) + lines, encoding="utf-8")
-
-
-def _free(host: str) -> str:
-    """An address that nobody has, and that the system gives to no connection before it is used."""
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    for port in _PORTS:
-        with suppress(OSError), socket.create_server((host.strip("[]"), port), family=family):
-            return f"{host}:{port}"
-    raise AssertionError("no port is free")
 
 
 @contextmanager

@@ -1,10 +1,8 @@
 """Backup and restore as people use them: real processes beside a server that runs, and peers over real gRPC."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from federation.errors import DeniedError, EpochError
 from node.exchange import epochs
+from tests import commands
 from tests.copies import accept_epoch, open_epoch, put_back, save
 from tests.e2e.net import Net, names_in_inbox, until
 from tests.nodes import DE, FR, agree, document, import_document, make_world, release
@@ -24,9 +23,7 @@ PATIENCE_S = 60
 
 def run(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command, from start to end."""
-    return subprocess.run(
-        _command(home, *words), capture_output=True, text=True, check=False, env=_environment(), timeout=PATIENCE_S
-    )
+    return commands.run("--home", str(home), *words, timeout=PATIENCE_S)
 
 
 def told(home: Path, *words: str) -> Any:
@@ -42,19 +39,10 @@ def refused(done: subprocess.CompletedProcess[str], code: int, word: str) -> Non
     assert word in done.stderr
 
 
-def _command(home: Path, *words: str) -> list[str]:
-    return [sys.executable, "-c", "from node.cli import main; main()", "--home", str(home), *words]
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("APOSTILLE_")}
-    return {**kept, "PYTHONPATH": str(ROOT)}
-
-
 @contextmanager
 def served(home: Path) -> Iterator[None]:
     """Inside, a process serves the home."""
-    process = subprocess.Popen(_command(home, "serve"), stderr=subprocess.PIPE, text=True, env=_environment())
+    process = commands.Running("--home", str(home), "serve")
     try:
         assert process.stderr is not None
         for line in process.stderr:

@@ -5,12 +5,9 @@ something work on a copy. Whatever goes wrong must give one sentence, its exit c
 """
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +34,7 @@ from federation.errors import (
     UsageError,
 )
 from node.cli import document, exits, screen, session
+from tests.commands import Running, outside
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "config" / "examples" / "fr"
@@ -79,27 +77,17 @@ class Done:
             assert word in self.err, self.err
 
 
-def start(home: Path, *words: str, passphrase: str | None = None) -> subprocess.Popen[str]:
+def start(home: Path, *words: str, passphrase: str | None = None) -> Running:
     """A command, started."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("APOSTILLE_")}
-    if passphrase is not None:
-        environment["APOSTILLE_PASSPHRASE"] = passphrase
-    return subprocess.Popen(
-        [sys.executable, "-c", "from node.cli import main; main()", "--home", str(home), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        cwd=home.parent,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-    )
+    given = {} if passphrase is None else {"APOSTILLE_PASSPHRASE": passphrase}
+    return Running("--home", str(home), *words, cwd=home.parent, env={**outside(), **given})
 
 
 def run(home: Path, *words: str, passphrase: str | None = None) -> Done:
     """A command, from start to end."""
     process = start(home, *words, passphrase=passphrase)
     out, err = process.communicate(timeout=PATIENCE_S)
-    return Done(process.returncode, out, err)
+    return Done(process.wait(), out, err)
 
 
 def state(home: Path) -> list[str]:
@@ -347,7 +335,7 @@ def test_a_peer_that_is_down_is_unreachable(copy: Path) -> None:
 
 
 @pytest.fixture
-def serving(copy: Path) -> Iterator[subprocess.Popen[str]]:
+def serving(copy: Path) -> Iterator[Running]:
     """A server on the copy."""
     process = start(copy, "serve")
     deadline = time.monotonic() + PATIENCE_S
@@ -364,9 +352,7 @@ def serving(copy: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_one_server_a_home_a_delivery_and_a_clean_end(
-    pair: Pair, copy: Path, tmp_path: Path, serving: subprocess.Popen[str]
-) -> None:
+def test_one_server_a_home_a_delivery_and_a_clean_end(pair: Pair, copy: Path, tmp_path: Path, serving: Running) -> None:
     assert run(copy, "status", "--json").json()["serving"] is True
     run(copy, "serve").refused(2, "served already")
     assert run(copy, "advisory", "release", ADVISORY, "--json").json()["peers"][0]["entry"] is not None

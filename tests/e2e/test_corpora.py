@@ -7,10 +7,7 @@ anything that India stores or logs. The same search over what Germany stores is 
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,12 +34,12 @@ from node.peering import feeds
 from node.sharing import advisories, releases
 from node.store.database import read
 from node.store.tables import in_entries, metadata
+from tests.commands import Running
 from tests.e2e.net import Net, until
 from tests.nodes import DE, EVERYTHING, FR, IN, World, agree, make_world, terms_text
 
 pytestmark = pytest.mark.corpora
 
-ROOT = Path(__file__).parents[2]
 ENOUGH_TO_KILL = 12
 PATIENCE_S = 300
 NO_PERSONAL_OR_EXPLOIT = (
@@ -120,15 +117,8 @@ def _judged(folder: Path) -> tuple[dict[str, JsonObject], dict[str, list[str]]]:
     return valid, invalid
 
 
-def _import(home: Path, folder: Path) -> subprocess.Popen[str]:
-    words = ["--home", str(home), "advisory", "import", str(folder), "--release", "--tlp", "CLEAR", "--json"]
-    return subprocess.Popen(
-        [sys.executable, "-c", "from node.cli import main; main()", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+def _import(home: Path, folder: Path) -> Running:
+    return Running("--home", str(home), "advisory", "import", str(folder), "--release", "--tlp", "CLEAR", "--json")
 
 
 def _import_and_kill(node: Node, folder: Path) -> int:

@@ -1,9 +1,7 @@
 """A node of the version before, the real one out of this repository's history, takes part in an exchange."""
 
 import json
-import os
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests import commands
 from tests.e2e.net import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +44,7 @@ class Site:
     name: str
 
     def run(self, *words: str, code: int = 0) -> str:
-        done = subprocess.run(self._command(*words), env=self._env(), capture_output=True, text=True, check=False)
+        done = commands.run("--home", str(self.home), *words, tree=self.tree)
         assert done.returncode == code, (words, done.stdout, done.stderr)
         return done.stdout + done.stderr
 
@@ -54,7 +53,9 @@ class Site:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        process = subprocess.Popen(self._command("serve"), env=self._env(), stdout=subprocess.DEVNULL)
+        process = commands.Running(
+            "--home", str(self.home), "serve", tree=self.tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             until(lambda: self.json("status")["serving"])
             yield
@@ -62,18 +63,12 @@ class Site:
             process.terminate()
             assert process.wait(PATIENCE_S) == 0
 
-    def _command(self, *words: str) -> list[str]:
-        return [sys.executable, "-c", "from node.cli import main; main()", "--home", str(self.home), *words]
-
-    def _env(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1"}
-
 
 def until(condition: Any) -> None:
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "the condition did not come true"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

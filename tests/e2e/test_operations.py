@@ -33,7 +33,7 @@ from tests.e2e.processes import PATIENCE_S, ROOT, locked, ready, refuses_connect
 from tests.nodes import DE, FR, agree, history, make_node
 
 UNIT = ROOT / "config" / "systemd" / "apostille.service"
-_QUICK = "from node import serve; serve.GRACE_S, serve._LAST_S = 1.0, 0.5"
+_QUICK = "from node.operation import serve; serve.GRACE_S, serve._LAST_S = 1.0, 0.5"
 _ONE_A_PAGE = "from node.rpc import client; client.MAX_PAGE_ITEMS = 1"
 
 
@@ -221,7 +221,8 @@ class TestWhatItTells:
         (node.home / "apostille.yaml").write_text(
             (node.home / "apostille.yaml").read_text("utf-8").replace("127.0.0.1:7001", "127.0.0.1:0"), encoding="utf-8"
         )
-        with ready(node.home, f"{_QUICK}\nserve.lock.over = lambda *_: print(*__import__('sys').modules)") as server:
+        tell = f"{_QUICK}\nserve.lock.over = lambda *_: print(*__import__('sys').modules)"
+        with ready(node.home, tell, alone=True) as server:
             server.tell(signal.SIGTERM)
             out, said = server.process.communicate(timeout=PATIENCE_S)
         assert "node.operation.serve" in out.split()

@@ -9,11 +9,9 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +26,8 @@ from node.home import people
 from node.home.people import Post
 from node.peering import agreements, peers
 from node.sharing import advisories, cases, releases
+from tests.commands import APOSTILLE
+from tests.commands import run as run_apart
 from tests.nodes import DE, FR, IN, agree, document, import_document, make_node, make_world, terms_text
 
 ROOT = Path(__file__).parents[2]
@@ -197,34 +197,15 @@ CLOSED = [path for path in CHANGES if USES[path].post is not Post.AUDITOR]  # to
 READS = sorted(path for path, use in USES.items() if use.post is None)
 
 
-def become(login: int, real: int) -> None:
-    """In a child: another person at the keyboard, on the owner's files."""
-    if login != real or people._login_uid(LOGIN) is not None:
-        LOGIN.write_text(f"{login}", encoding="ascii")
-    os.setresuid(real, 0, 0)
-
-
 def start(code: str, real: int, *words: str, login: int | None = None, stdin: str = "", cwd: Path) -> Done:
     """Python code as a process of the person with that user id."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("APOSTILLE_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        timeout=PATIENCE_S,
-        preexec_fn=partial(become, login or real, real),
-    )
+    done = run_apart(*words, code=code, input=stdin, cwd=cwd, timeout=PATIENCE_S, person=(login or real, real))
     return Done(done.returncode, done.stdout, done.stderr)
 
 
 def run(home: Path, who: int, *words: str, login: int | None = None) -> Done:
     """One command, by one person."""
-    main = "from node.cli import main; main()"
-    return start(main, who, "--home", str(home), *words, login=login, cwd=home.parent)
+    return start(APOSTILLE, who, "--home", str(home), *words, login=login, cwd=home.parent)
 
 
 def run_each(home: Path, who: int, paths: list[str]) -> dict[str, Done]:

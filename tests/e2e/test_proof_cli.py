@@ -1,10 +1,8 @@
 """`apostille ledger verify`, `proof export` and `proof verify` as people use them: real processes on a home."""
 
 import json
-import os
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from node.sharing import releases
+from tests import commands
 from tests.nodes import DE, FR, World, agree, document, import_document, make_world
 
 ROOT = Path(__file__).parents[2]
@@ -32,17 +31,9 @@ class Place:
 
     def run(self, *words: str, home: bool = True) -> subprocess.CompletedProcess[str]:
         """A command, from start to end; without a home, none of it can be read."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("APOSTILLE_")}
         where = ["--home", str(self.world[FR].home)] if home else []
-        return subprocess.run(
-            [sys.executable, "-c", "from node.cli import main; main()", *where, *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.folder,
-            env={**kept, "PYTHONPATH": str(ROOT), "HOME": str(self.folder / "nobody")},
-            timeout=60,
-        )
+        nowhere = {**commands.outside(), "HOME": str(self.folder / "nobody")}
+        return commands.run(*where, *words, cwd=self.folder, env=nowhere, timeout=60)
 
 
 @pytest.fixture(scope="module")

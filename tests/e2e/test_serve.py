@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +28,7 @@ from node.operation.scheduler import Polls
 from node.operation.serve import serve
 from node.peering import peers
 from node.rpc.client import PeerLink
+from tests.commands import Running
 from tests.e2e.net import POLL_NEVER_S, SECRET, Net, acknowledged, free_port, names_in_inbox, release, until
 from tests.nodes import ADDRESS, DE, FR, agree, history
 
@@ -128,14 +127,13 @@ class TestServe:
 
     @staticmethod
     @contextmanager
-    def serving(home: Path) -> Iterator[subprocess.Popen[str]]:
+    def serving(home: Path) -> Iterator[Running]:
         """`serve` in a process of its own; its first line says where."""
         code = (
             "import pathlib, sys; from node.operation.serve import serve\n"
             "serve(pathlib.Path(sys.argv[1]), lambda address: print(address, flush=True))"
         )
-        command = [sys.executable, "-c", code, str(home)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with Running(str(home), code=code) as process:
             try:
                 yield process
             finally:
