@@ -70,7 +70,7 @@ def make_chain(folder: Path, *links: Link, packs: tuple[str, ...] = ()) -> Chain
         for other in nodes.values():
             if other is not node:
                 peers.enrol(node, other.card_bytes, direct={node.id, other.id} in map(set, links))
-    return Chain(nodes, clock, links)
+    return Chain(nodes, clock, links=links)
 
 
 def join(chain: Chain, one: NodeId, other: NodeId, **changed: Any) -> Held:

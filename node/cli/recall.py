@@ -52,6 +52,7 @@ def order(
     """Recalls an advisory at once: every issued revision, unless --revision names some. It cannot be undone.
 
     Every peer is told, whether or not it was sent the advisory. This node's own copy stays, and is released no more.
+    The order can be given again, until everybody has answered.
     """
     from node.sharing import recalls
 

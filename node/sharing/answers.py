@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, insert, select, update
@@ -41,7 +42,8 @@ class HolderState(StrEnum):
     UNREACHABLE = "unreachable"  # distrusted, or out of reach of the relay that passed the advisory on to it
 
 
-_ANSWERED: Final = {Outcome.PURGED: HolderState.PURGED, Outcome.NEVER_HELD: HolderState.NEVER_HELD}
+ANSWERED: Final = (HolderState.PURGED, HolderState.NEVER_HELD)
+_SAYS: Final = {Outcome.PURGED: HolderState.PURGED, Outcome.NEVER_HELD: HolderState.NEVER_HELD}
 _IN_FEED: Final = (HolderState.PENDING, HolderState.UNREACHABLE)
 _UNANSWERED: Final = (HolderState.PENDING, HolderState.HELD, HolderState.UNREACHABLE)
 
@@ -77,17 +79,26 @@ class Order:
 
 def status(node: Node, name: str | None = None) -> tuple[Order, ...]:
     """Every recall that was given or taken in, newest first, with those who have to follow it."""
+    fetched = {(row.facts["recall"], row.peer): row.receipt for row in ledger.rows(node, name=name, acts=(Act.RECALL,))}
+    with read(node.engine) as tx:
+        return status_in(tx, node.clock(), name, fetched)
+
+
+def status_in(
+    tx: Connection,
+    now: datetime,
+    name: str | None,
+    fetched: Mapping[tuple[str, NodeId], bool] = MappingProxyType({}),
+) -> tuple[Order, ...]:
+    """`status` inside a transaction. `fetched`: whose receipt covers which order, by its digest in hex."""
     query = select(recalls).order_by(recalls.c.at.desc(), recalls.c.digest)
     if name is not None:
         query = query.where(recalls.c.name == name)
-    fetched = {(row.facts["recall"], row.peer): row.receipt for row in ledger.rows(node, name=name, acts=(Act.RECALL,))}
-    with read(node.engine) as tx:
-        rows = tx.execute(query).all()
-        held = tx.execute(select(recall_holders).order_by(recall_holders.c.node)).all()
+    rows = tx.execute(query).all()
     by_order: dict[bytes, list[Row[Any]]] = {}
-    for row in held:
+    for row in tx.execute(select(recall_holders).order_by(recall_holders.c.node)).all():
         by_order.setdefault(bytes(row.recall), []).append(row)
-    return tuple(_order(node.clock(), row, by_order.get(bytes(row.digest), []), fetched) for row in rows)
+    return tuple(_order(now, row, by_order.get(bytes(row.digest), []), fetched) for row in rows)
 
 
 def note(tx: Connection, digest: bytes, holder: NodeId, state: HolderState, at: datetime, *, via: NodeId) -> None:
@@ -110,7 +121,7 @@ def receive(node: Node, tx: Connection, said: Statement, peer: NodeId) -> None:
     """
     digest = bytes.fromhex(said.body["recall"])
     row = tx.execute(select(recalls.c.origin, recalls.c.by).where(recalls.c.digest == digest)).one_or_none()
-    now, known, state = node.clock(), _known(tx, digest), _ANSWERED[Outcome(said.body["outcome"])]
+    now, known, state = node.clock(), _known(tx, digest), _SAYS[Outcome(said.body["outcome"])]
     if said.recipient != node.id:
         if row is None or said.recipient != row.origin or peer not in known:
             raise NotAdmittedError(f"statement for {said.recipient}: it answers no recall that went on from here")
@@ -119,6 +130,7 @@ def receive(node: Node, tx: Connection, said: Statement, peer: NodeId) -> None:
         _pass_back(node, tx, said, (row.origin, row.by), peer)
     elif row is not None and row.origin == node.id:
         note(tx, digest, said.author, state, now, via=peer)
+        _settle_earlier(tx, digest, said.author, state, now)
         for listed, theirs in (("passed_on", HolderState.PENDING), ("unreachable", HolderState.UNREACHABLE)):
             for other in map(NodeId, said.body[listed]):
                 if other not in {*known, node.id, said.author}:
@@ -151,6 +163,20 @@ def check(node: Node) -> None:
             if missing and tx.execute(raised).first() is None:
                 detail = f"no answer from {', '.join(missing)}; see: apostille recall status"
                 raise_alarm(tx, Alarm.RECALL, subject, detail, node.clock())
+
+
+def _settle_earlier(tx: Connection, digest: bytes, holder: NodeId, state: HolderState, now: datetime) -> None:
+    """Whoever has answered an order has answered for earlier ones about no more revisions, which did not reach it."""
+    given = tx.execute(select(recalls).where(recalls.c.digest == digest)).one()
+    earlier = tx.execute(
+        select(recalls.c.digest, recalls.c.revisions)
+        .join(recall_holders, recall_holders.c.recall == recalls.c.digest)
+        .where(recalls.c.origin == given.origin, recalls.c.name == given.name, recalls.c.at <= given.at)
+        .where(recall_holders.c.node == holder, recall_holders.c.state.in_(_UNANSWERED))
+    ).all()
+    for row in earlier:
+        if set(row.revisions) <= set(given.revisions):
+            note(tx, row.digest, holder, state, now, via=holder)
 
 
 def _known(tx: Connection, digest: bytes) -> frozenset[str]:

@@ -69,11 +69,12 @@ def give(
     """Recalls revisions of our own advisory `name`: all that were issued, unless some are named.
 
     Every trusted peer is told, whether or not it was sent them, since others may have passed them on; with `to`, only
-    those are. Raises NotFoundError, UsageError.
+    those are. It can be ordered again, under the key of now, until everybody who was sent them has answered. Raises
+    NotFoundError, UsageError.
     """
     node.allow(Post.ANALYST)
     with write(node.engine) as tx:
-        rows = _to_recall(tx, name, tuple(revisions), again=to is not None)
+        rows = _to_recall(node, tx, name, tuple(revisions))
         now = node.clock()
         signer = signing.signer_for_all(node, tx, Role.ISSUE)
         named = tuple(row.revision for row in rows)
@@ -81,7 +82,7 @@ def give(
         if tx.execute(select(recalls_table.c.digest).where(recalls_table.c.digest == order.digest)).first() is None:
             _keep(node, tx, order, by=node.actor)
         ids = tuple(row.id for row in rows)
-        _mark(tx, order, ids)
+        _mark(tx, order, ids, anew=to is None)
         _tell(node, tx, order, own=ids, to=to, by=node.actor)
     scrub(node.engine)
     return next(given for given in answers.status(node, name) if given.digest == order.digest)
@@ -179,7 +180,7 @@ def send_again(node: Node) -> int:
     return sent
 
 
-def _to_recall(tx: Connection, name: str, revisions: tuple[int, ...], *, again: bool) -> list[Row[Any, Any, Any]]:
+def _to_recall(node: Node, tx: Connection, name: str, revisions: tuple[int, ...]) -> list[Row[Any, Any, Any]]:
     """The rows to be recalled, lowest revision first. Raises NotFoundError, UsageError."""
     rows = _issued(tx, name)
     if not rows:
@@ -191,10 +192,28 @@ def _to_recall(tx: Connection, name: str, revisions: tuple[int, ...], *, again: 
     if unknown:
         raise UsageError(f"{name} has no issued revision {', '.join(map(str, unknown))}; see: apostille advisory list")
     chosen = [row for row in rows if not revisions or row.revision in revisions]
-    left = [row for row in chosen if again or row.recall is None]
-    if not left:
-        raise UsageError(f"{name}: recalled already; see who has answered: apostille recall status {name}")
-    return left
+    if all(row.recall is not None for row in chosen) and not _unfinished(node, tx, name, chosen):
+        raise UsageError(f"{name}: recalled already, and everybody has answered; see: apostille recall status {name}")
+    return chosen
+
+
+def _unfinished(node: Node, tx: Connection, name: str, rows: Sequence[Row[Any, Any, Any]]) -> bool:
+    """Whether somebody who was sent one of these revisions, or was ordered to purge it, has not answered for it."""
+    orders = [order for order in answers.status_in(tx, node.clock(), name) if order.origin == node.id]
+    sent = tx.execute(
+        select(advisories.c.revision, out_feeds.c.peer)
+        .join_from(out_entries, advisories, advisories.c.id == out_entries.c.advisory)
+        .join(out_feeds, out_feeds.c.id == out_entries.c.feed)
+        .where(advisories.c.id.in_([row.id for row in rows]))
+        .distinct()
+    ).all()
+    asked = {(row.revision, row.peer) for row in sent}
+    answered: set[tuple[int, str]] = set()
+    for order in orders:
+        for revision in {row.revision for row in rows}.intersection(order.revisions):
+            for holder in order.holders:
+                (answered if holder.state in answers.ANSWERED else asked).add((revision, holder.node))
+    return not asked <= answered
 
 
 def _issued(tx: Connection, name: str) -> Sequence[Row[Any, Any, Any]]:
@@ -204,10 +223,10 @@ def _issued(tx: Connection, name: str) -> Sequence[Row[Any, Any, Any]]:
     return tx.execute(query.order_by(advisories.c.revision)).all()
 
 
-def _mark(tx: Connection, order: Recall, ids: tuple[int, ...]) -> None:
-    tx.execute(
-        update(advisories).where(advisories.c.id.in_(ids), advisories.c.recall.is_(None)).values(recall=order.digest)
-    )
+def _mark(tx: Connection, order: Recall, ids: tuple[int, ...], *, anew: bool = False) -> None:
+    """Notes the order that took these rows back: the first one, or `anew` the newest, that went to everybody."""
+    mine = update(advisories).where(advisories.c.id.in_(ids))
+    tx.execute((mine if anew else mine.where(advisories.c.recall.is_(None))).values(recall=order.digest))
 
 
 def _keep(node: Node, tx: Connection, order: Recall, *, by: str) -> None:

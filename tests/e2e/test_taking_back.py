@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,6 @@ def test_a_recall_from_the_first_look_to_the_last_answer(world: World) -> None:
     given = told(home, "recall", "X", "--reason", "consent")
     assert (given["advisory"], given["revisions"], given["reason"]) == ("X", [1], "consent")
     assert {holder["node"]: holder["state"] for holder in given["holders"]} == {DE: "pending", IN: "pending"}
-    run(home, "recall", "order", "X", "--reason", "consent").refused(2, "recalled already")
     run(home, "advisory", "release", "X").refused(2, "is recalled and is released no more")
     assert [a["state"] for a in told(home, "advisory", "list")] == ["recalled", "issued"]
     sync(world)
@@ -62,6 +62,7 @@ def test_a_recall_from_the_first_look_to_the_last_answer(world: World) -> None:
         (DE, DE, "purged", True),
         (IN, IN, "purged", True),
     }
+    run(home, "recall", "order", "X", "--reason", "consent").refused(2, "recalled already, and everybody has answered")
     shown = run(home, "recall", "status").out
     assert "X revision 1 of cert.fr.example: consent" in shown
     assert "purged" in shown
@@ -129,7 +130,8 @@ def test_what_has_ended_is_counted_and_then_erased(world: World) -> None:
     nothing = {"inbox": 0, "set_aside": 0, "deliveries": 0}
     assert told(home, "purge", "--expired") == {"dry_run": False, **nothing}
     with write(world[DE].engine) as tx:
-        tx.execute(update(inbox_table).where(inbox_table.c.name == "X").values(retain_until=world.clock()))
+        over = world.clock() - timedelta(hours=1)
+        tx.execute(update(inbox_table).where(inbox_table.c.name == "X").values(retain_until=over))
     assert told(home, "purge", "--expired", "--dry-run") == {"dry_run": True, **nothing, "inbox": 1}
     assert run(home, "purge", "--expired", "--dry-run").err == "Nothing was erased.\n"
     assert run(home, "purge", "--expired").err == "Erased. Leaf hashes and the ledger stay.\n"

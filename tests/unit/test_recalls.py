@@ -14,15 +14,18 @@ from federation.errors import HeldError, NotAllowedError, NotFoundError, UsageEr
 from federation.model import NodeId, Role
 from federation.recall import Reason
 from federation.statement import Outcome
+from federation.strictjson import encode
 from node.desk import inbox
 from node.desk.inbox import Disposition, InboxState
 from node.home.people import Post
-from node.peering import agreements
+from node.peering import agreements, peers, rotation
+from node.peering.rotation import Change
 from node.records import ledger
 from node.records.ledger import Act
-from node.sharing import advisories, answers, recalls, releases
+from node.sharing import advisories, answers, recalls, releases, revisions
 from node.sharing.advisories import State
 from node.sharing.answers import HolderState
+from node.sharing.holders import recall_from_old_holders
 from node.store import tables
 from node.store.database import read
 from tests.chains import Chain, give, join, make_chain, send
@@ -158,21 +161,67 @@ def test_what_cannot_be_recalled_is_said_so(world: World) -> None:
     import_document(world[FR], document("draft"))
     released(world)
     before = count(world, FR, tables.out_entries)
-    for name, revisions, text in (
+    for name, numbers, text in (
         ("draft", (), "is a draft"),
         ("X", (2,), "no issued revision 2"),
         ("X", (1, 7), "no issued revision 7"),
     ):
         with pytest.raises(UsageError, match=text):
-            recalls.give(world[FR], name, Reason.ERROR, revisions)
+            recalls.give(world[FR], name, Reason.ERROR, numbers)
     with pytest.raises(NotFoundError, match="no advisory is called Z"):
         recalls.give(world[FR], "Z", Reason.ERROR)
     with pytest.raises(NotAllowedError):
         recalls.give(replace(world[FR], people={"alice": frozenset((Post.OPERATOR,))}), "X", Reason.ERROR)
     assert count(world, FR, tables.out_entries) == before
     recalls.give(world[FR], "X", Reason.ERROR)
-    with pytest.raises(UsageError, match="recalled already"):
+    world.sync_all(2)
+    with pytest.raises(UsageError, match="recalled already, and everybody has answered"):
         recalls.give(world[FR], "X", Reason.ERROR)
+
+
+@pytest.mark.invariant("I15")
+def test_a_recall_of_everything_reaches_what_a_recall_from_some_left_standing(world: World) -> None:
+    fr = world[FR]
+    released(world, "X", DE, IN)
+    world.sync_all()
+    content = document("X")
+    content["document"]["tracking"]["version"] = "2"
+    content["document"]["tracking"]["revision_history"].append(
+        {"date": "2026-11-02T09:00:00Z", "number": "2", "summary": "Less"}
+    )
+    file = encode({"csaf": content, "handling": {"tlp": "GREEN"}, "labels": {}})
+    revisions.revise(fr, "X", file, "file.json", tlp=None)
+    releases.release(fr, "X", (DE,))
+    world.sync_all()
+    recall_from_old_holders(fr, "X")  # IN has the first one and no other
+    world.sync_all(2)
+    assert files_hold(world[DE], BYTES)
+    order = recalls.give(fr, "X", Reason.LEGAL)
+    assert order.revisions == (1, 2)
+    world.sync_all(2)
+    assert not any(files_hold(world[name], BYTES) for name in (DE, IN))
+    assert {holder.state for given in answers.status(fr) for holder in given.holders} == {HolderState.PURGED}
+
+
+@pytest.mark.invariant("I15")
+def test_an_order_under_a_key_that_was_retired_meanwhile_is_given_again(world: World) -> None:
+    fr, de = world[FR], world[DE]
+    released(world)
+    world.sync_all()
+    first = recalls.give(fr, "X", Reason.LEGAL)
+    stolen = fr.keys.signer(Role.ISSUE, fr.card, fr.clock()).kid
+    rotation.change(fr, Change(rotate=(Role.ISSUE,)))
+    rotation.change(fr, rotation.retire(fr, stolen, at_once=True))
+    world.clock.move(minutes=3)
+    peers.enrol(de, fr.card_bytes)  # by hand, before the feed brings the card
+    world.sync_all(2)
+    assert files_hold(de, BYTES)
+    second = recalls.give(fr, "X", Reason.LEGAL)
+    assert second.digest != first.digest
+    world.sync_all(2)
+    assert not files_hold(de, BYTES)
+    answered = {(given.digest, h.node): h.state for given in answers.status(fr) for h in given.holders}
+    assert answered[first.digest, DE] is answered[second.digest, DE] is HolderState.PURGED
 
 
 @pytest.mark.invariant("I14")
