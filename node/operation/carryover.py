@@ -30,7 +30,7 @@ from node.home.context import Node
 from node.peering import confirm, peers
 from node.records.approvals import Act, State
 from node.records.approvals import void as request_void
-from node.sharing import erasures, recalls
+from node.sharing import advisories, erasures, recalls
 from node.store.tables import approvals, in_entries, in_feeds, incidents, out_entries, out_feeds, peer_cards
 from node.store.tables import inbox as inbox_table
 from node.store.tables import peers as peers_table
@@ -119,8 +119,8 @@ def bring(node: Node, tx: Connection, old: Old, by: str) -> Carried:
 
 
 def mark(node: Node, tx: Connection) -> None:
-    """Marks a database as one that was put back: no feed signs or is believed as before, and what two people were asked
-    for has to be asked for again."""
+    """Marks a database as one that was put back: no feed signs or is believed as before, no revision has a number that
+    may have been used, and what two people were asked for has to be asked for again."""
     tx.execute(update(in_feeds).values(restored=Standing.RESTORED))
     tx.execute(update(out_feeds).values(shown_to=None))
     rows = tx.execute(select(out_feeds.c.peer, out_feeds.c.id).order_by(out_feeds.c.epoch)).all()
@@ -130,6 +130,7 @@ def mark(node: Node, tx: Connection) -> None:
     for row in tx.execute(waiting).all():
         request_void(node, tx, Act(row.act), row.subject, "the database was put back from a backup")
     confirm.begin_wait(tx)
+    advisories.number_anew(node, tx)
 
 
 def _received(tx: Connection) -> Iterator[Erased]:

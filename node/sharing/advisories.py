@@ -8,12 +8,12 @@ import is simply repeated.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from federation import csaf, handling, outbound, sdjwt, strictjson
 from federation.errors import HandlingError, MalformedError, NotFoundError, UsageError
@@ -29,9 +29,11 @@ from node.home.people import Post
 from node.records import approvals
 from node.records.approvals import Act, Request
 from node.store.database import one_row, read, record, write
-from node.store.tables import advisories, recall_holders
+from node.store.tables import advisories, meta, recall_holders
 
 _PREVIEW = "preview"  # names no key
+_FIRST_NUMBER: Final = "first revision"  # the key in `meta`
+_COUNTED_FROM: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _FILE_MEMBERS = frozenset(("csaf", "ai", "labels", "handling"))
 _OPTIONAL_HANDLING = ("tier", "purposes", "onward", "embargo_until", "retain_until", "storage", "recipients")
 _DEFAULT_PURPOSES = (Purpose.DETECTION, Purpose.REMEDIATION)
@@ -193,17 +195,22 @@ def own_advisory(node: Node, name: str, tx: Connection | None = None) -> tuple[S
 
 
 def issue(node: Node, tx: Connection, name: str) -> tuple[Summary, OwnAdvisory]:
-    """The signed advisory: signed now if it was a draft. Raises NotFoundError and whatever `outbound.issue` raises."""
+    """The signed advisory: signed now if it was a draft. Raises NotFoundError and whatever `outbound.issue` raises.
+
+    In a home that was put back its number may be another one than the draft's: that may have been signed since (I5).
+    """
     row = _row(tx, name)
     if row.core is None:
         signer = signing.signer_for_all(node, tx, Role.ISSUE)
-        draft = _draft(node, row)
+        revision = max(row.revision, _first_number(tx))
+        draft = replace(_draft(node, row), revision=revision)
         issued = outbound.issue(draft, node.labels, kid=signer.kid, sign=signer.sign, entropy=node.entropy)
         own = outbound.reopen(issued.core, issued.disclosures, node.labels)
         changed = tx.execute(
             update(advisories)
             .where(advisories.c.id == row.id, advisories.c.core.is_(None))
             .values(
+                revision=revision,
                 draft=None,
                 core=issued.core,
                 core_digest=own.core_digest,
@@ -212,11 +219,23 @@ def issue(node: Node, tx: Connection, name: str) -> tuple[Summary, OwnAdvisory]:
             )
         )
         one_row(changed.rowcount, name)
-        record(
-            tx, at=draft.issued_at, by=node.actor, act="advisory.issue", subject=name, detail=f"revision {row.revision}"
-        )
+        record(tx, at=draft.issued_at, by=node.actor, act="advisory.issue", subject=name, detail=f"revision {revision}")
         return summary_of(_row(tx, name)), own
     return own_advisory(node, name, tx)
+
+
+def number_anew(node: Node, tx: Connection) -> None:
+    """For a database that was put back: what is signed from now on has numbers that were never used. They begin at the
+    hours since 2026, and beyond every number that is known."""
+    known = tx.execute(select(func.max(advisories.c.revision))).scalar() or 0
+    hours = (node.clock() - _COUNTED_FROM) // timedelta(hours=1)
+    first = max(hours, known + 1, _first_number(tx) + 1)
+    tx.execute(delete(meta).where(meta.c.key == _FIRST_NUMBER))
+    tx.execute(insert(meta).values(key=_FIRST_NUMBER, value=str(first)))
+
+
+def _first_number(tx: Connection) -> int:
+    return int(tx.execute(select(meta.c.value).where(meta.c.key == _FIRST_NUMBER)).scalar_one_or_none() or 1)
 
 
 def can_be_verified(node: Node, own: OwnAdvisory) -> bool:

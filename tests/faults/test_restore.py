@@ -8,8 +8,8 @@ replaced by a restore. Healing is what people would do: one copy goes on and say
 feed cannot go on, two people open a new epoch and two accept it.
 
 What the schedule leaves out, since no protocol between the two could settle it: a receiver that has lost all memory
-while two copies of its sender run, and two copies of a receiver whose sender has lost its memory. Reused names are left
-out too: a person who issues a draft again that was issued since the backup signs a revision twice (I5).
+while two copies of its sender run, and two copies of a receiver whose sender has lost its memory. That a name is used
+again for what was lost is in `unit/test_carryover.py`.
 """
 
 import random

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from federation.errors import LockedError, NotFoundError, UnconfirmedError, UsageError
+from federation.errors import EpochError, LockedError, NotFoundError, UnconfirmedError, UsageError
 from federation.model import Role
 from federation.recall import Reason
 from node import main
@@ -23,10 +23,10 @@ from node.operation import backup
 from node.operation.carryover import Carried
 from node.peering import agreements, peers, rotation
 from node.records import incidents
-from node.sharing import advisories, recalls, releases
+from node.sharing import advisories, recalls, releases, revisions
 from node.store.database import read, write
 from node.store.tables import in_feeds, out_entries, out_feeds
-from tests.copies import put_back, save, started
+from tests.copies import accept_epoch, open_epoch, put_back, save, started
 from tests.nodes import (
     DE,
     FR,
@@ -238,3 +238,46 @@ def test_agreements_come_again_from_the_peers(world: World, tmp_path: Path) -> N
     world.sync(DE, FR)
     assert {held.agreement.id for held in agreements.all_held(world[DE])} == {"exchange-2026", "later"}
     assert arrived(world) == ["A"]
+
+
+@pytest.mark.invariant("I5")
+@pytest.mark.parametrize("since", ["a draft of that time", "a document of after the backup", "the next revision"])
+def test_no_revision_is_signed_twice_with_different_content(world: World, tmp_path: Path, since: str) -> None:
+    """Released, lost with the home, and done again, as whoever restores is told."""
+
+    def prepare() -> None:
+        import_document(world[FR], document("N"))
+
+    def make() -> None:
+        if since == "the next revision":
+            revisions.revise_from_issued(world[FR], "N")
+        elif since == "a document of after the backup":
+            prepare()
+
+    if since != "a document of after the backup":
+        prepare()
+    if since == "the next revision":
+        releases.release(world[FR], "N")
+        world.sync_all()
+    saved = save(world[FR], tmp_path / "backup.tar")
+    make()
+    releases.release(world[FR], "N")
+    world.sync(DE, FR)
+    first = {item.core_digest: item.revision for item in inbox.items(world[DE], every_state=True) if item.name == "N"}
+    put_back(world, FR, saved, lost=True)
+    world.clock.move(minutes=20)
+    world.sync(FR, DE)
+    make()
+    releases.release(world[FR], "N")
+    with pytest.raises(UnconfirmedError):
+        world.sync(DE, FR)
+    open_epoch(world[FR], DE)
+    with pytest.raises(EpochError):
+        world.sync(DE, FR)
+    accept_epoch(world[DE], FR)
+    world.sync(DE, FR)
+    held = {item.core_digest: item.revision for item in inbox.items(world[DE], every_state=True) if item.name == "N"}
+    assert held.items() > first.items()
+    assert len(set(held.values())) == len(held)
+    assert incidents.all_incidents(world[DE]) == ()
+    assert [item.core_digest in first for item in inbox.items(world[DE]) if item.name == "N"] == [False]
