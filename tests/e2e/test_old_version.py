@@ -31,6 +31,7 @@ purposes: [remediation, detection]
 grants:
   - id: all
     tlp: [CLEAR, GREEN, AMBER, RED]
+    tiers: [standard, sensitive]
     share: {identification: full, technical: full, product: full, severity: full, remediation: full, attribution: full}
 """
 
@@ -100,9 +101,8 @@ def test_a_node_of_the_version_before_takes_part(old_tree: Path, tmp_path: Path)
         for site in (new, old):
             site.run("advisory", "import", str(EXAMPLE))
         name, red = "CERT-FR-2026-0131", "CERT-FR-2026-0139"
-        assert "must be upgraded" in new.run(
-            "advisory", "release", red, code=1
-        )  # it could not be taken back from there
+        refused = new.run("advisory", "release", red, code=6)  # it could not be taken back from there
+        assert "must be upgraded" in refused
         assert new.json("advisory", "release", name)["peers"][0]["entry"] is not None
         until(lambda: [item["advisory"] for item in old.json("inbox", "list")] == [name])
         assert old.json("advisory", "release", name)["peers"][0]["entry"] is not None
