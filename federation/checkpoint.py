@@ -185,15 +185,14 @@ def open_cosignature(note: bytes, key: VerifierKey) -> int:
     return time
 
 
-def with_one_line(note: bytes, key: VerifierKey, *, cosignature: bool = False) -> bytes:
-    """`note` with its one signature line by `key`, or its one cosignature, and no other line.
+def with_one_line(note: bytes, key: VerifierKey) -> bytes:
+    """`note` with its one signature line by `key`, and no other line: no cosignature either.
 
     Raises MalformedError or TooLargeError for what is no note, SignatureError unless it has exactly one such line; what
     it says is not verified.
     """
     parsed = _parse(note)
-    algorithm = _Algorithm.COSIGNATURE_V1 if cosignature else _Algorithm.ED25519
-    return parsed.body + b"\n" + _line(key, algorithm, parsed.only(key, algorithm))
+    return parsed.body + b"\n" + _line(key, _Algorithm.ED25519, parsed.only(key, _Algorithm.ED25519))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,19 @@
 """What a node signed that contradicts itself: proofs that need nobody's word but that node's.
 
     fork           two heads of one feed with one size and two roots, or one of size 0 whose root is not that of nothing
-    rollback       two heads of one feed that their sender dated as its newest, the later one smaller
     equivocation   cores under one `jti` with different bytes
 
 each signed by a key on a card of that node. A proof holds the least that shows it: of a head its body and the one
 signature that counts, of cards those that have the keys. Which cards are a node's, the reader of a proof decides.
+
+A rollback proves nothing to others: that the smaller of two heads is the later one rests on the clock of the node that
+is accused, and an honest clock that was ahead for a while dates two heads the same way.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from federation import checkpoint, ed25519, merkle, sdjwt
 from federation.checkpoint import Checkpoint, VerifierKey, parse_origin_line
@@ -20,7 +22,6 @@ from federation.keyring import for_newcomers, unverified
 from federation.model import NodeId, Role
 
 T = TypeVar("T")
-LATER_S: Final = 60  # a call under way while another is answered may date a smaller head later; none takes this long
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,11 @@ class Contradiction:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """A head with the one line that `card` has the key for; `time` is that of a cosignature, else 0."""
+    """A head with the one line that `card` has the key for."""
 
     head: Checkpoint
     note: bytes
     card: bytes
-    time: int
 
 
 def fork(notes: Iterable[bytes], node: NodeId, cards: Sequence[bytes]) -> Contradiction | None:
@@ -51,16 +51,6 @@ def fork(notes: Iterable[bytes], node: NodeId, cards: Sequence[bytes]) -> Contra
     for first, second in combinations(heads, 2):
         same = (first.head.origin, first.head.size) == (second.head.origin, second.head.size)
         if same and first.head.root != second.head.root:
-            return _of_heads((first, second))
-    return None
-
-
-def rollback(notes: Iterable[bytes], node: NodeId, cards: Sequence[bytes]) -> Contradiction | None:
-    """The same for a rollback."""
-    heads = sorted((found for note in notes if (found := _dated(note, node, cards))), key=lambda found: found.time)
-    for first, second in combinations(heads, 2):
-        shrunk = first.head.origin == second.head.origin and second.head.size < first.head.size
-        if shrunk and second.time - first.time >= LATER_S:
             return _of_heads((first, second))
     return None
 
@@ -80,8 +70,7 @@ def equivocation(cores: Iterable[bytes], node: NodeId, cards: Sequence[bytes]) -
 
 def dated(note: bytes, node: NodeId, cards: Sequence[bytes]) -> int | None:
     """When `node` called the head in `note` its newest, in POSIX seconds; None when it did not."""
-    found = _dated(note, node, cards)
-    return None if found is None else found.time
+    return _by_any_key(note, node, cards, lambda key, _: checkpoint.open_cosignature(note, key))
 
 
 def _of_heads(heads: tuple[_Head, ...]) -> Contradiction:
@@ -95,15 +84,7 @@ def _cards(used: Iterable[bytes]) -> tuple[bytes, ...]:
 def _signed(note: bytes, node: NodeId, cards: Sequence[bytes]) -> _Head | None:
     def read(key: VerifierKey, card: bytes) -> _Head:
         head = checkpoint.open_checkpoint(note, key.name, key)
-        return _Head(head, checkpoint.with_one_line(note, key), card, 0)
-
-    return _by_any_key(note, node, cards, read)
-
-
-def _dated(note: bytes, node: NodeId, cards: Sequence[bytes]) -> _Head | None:
-    def read(key: VerifierKey, card: bytes) -> _Head:
-        time = checkpoint.open_cosignature(note, key)
-        return _Head(Checkpoint.of(note), checkpoint.with_one_line(note, key, cosignature=True), card, time)
+        return _Head(head, checkpoint.with_one_line(note, key), card)
 
     return _by_any_key(note, node, cards, read)
 

@@ -16,7 +16,8 @@ hexadecimal, and everything that was signed or hashed lies in it as those bytes:
     agreement   the agreement as every party signed it
     cards       the cards that the checks need, by node and version, each once
 
-`verify` makes these checks, in this order, with the cards that whoever verifies has got by other ways:
+`verify` makes these checks, in this order, but 10 and 11 after 4: on the time in the row rest 5, 8 and 9, and a receipt
+bounds it. It takes the cards that whoever verifies has got by other ways:
 
 1. The file is in its one serialised form, with one signature; exactly these members, each well formed.
 2. Every card in it holds by itself. Those of sender, recipient and origin are cards that were given, or have the root
@@ -32,8 +33,9 @@ hexadecimal, and everything that was signed or hashed lies in it as those bytes:
 8. The terms are no wider than the signed handling and the agreement allow.
 9. If the sender is not the origin: the handling lets everybody pass it on, or the origin's grant lets this sender pass
    this core on to this recipient; never TLP:RED or AMBER+STRICT, nor before the embargo ends.
-10. The receipt: a head of this feed, signed by a `feed` key of the sender that was valid between release and receipt,
-    cosigned by a `receipt` key of the recipient that was valid at the time in the cosignature; the entry is in it.
+10. The receipt: a head of this feed, cosigned by a `receipt` key of the recipient that was valid at the time in the
+    cosignature, which is not before the time in the row (MAX_CLOCK_SKEW_S aside); signed by a `feed` key of the sender
+    that was valid between the two; the entry is in it.
 11. Of an erased entry 6 to 9 cannot be checked, only its leaf hash is left. The entry that erased it stands later in
     the same feed and names it; a recall is signed by the origin and names this advisory and revision. Its receipt as
     in 10.
@@ -205,6 +207,8 @@ def verify(data: bytes, given: Sequence[bytes], labels: LabelSet) -> Shown:
     jws.verify(signature, signed.payload, cards.issue_key(told.sender, kid, lambda key: key.valid_at(exported_at)))
     if accounts.chained(evidence.before, evidence.record) != digest:  # (4)
         raise SignatureError("proof: the digest of the ledger row does not follow from its record")
+    acknowledged = _check_receipt(evidence.receipt, told, told.seq, told.leaf_hash, cards)  # (10)
+    erasure = None if evidence.eraser is None else _check_eraser(evidence.eraser, told, cards)  # (11)
     agreement = _check_agreement(evidence.agreement, told, cards)  # (5)
     delivered = None if evidence.entry is None else accounts.compare(told, evidence.entry, labels)  # (6)
     allowed = None if delivered is None else _check_core(delivered, told, cards)  # (7)
@@ -214,8 +218,6 @@ def verify(data: bytes, given: Sequence[bytes], labels: LabelSet) -> Shown:
             delivered.delivery.terms, allowed, agreement, told.core_digest, told.peer, told.at
         )
         leave = _check_leave(delivered, allowed, told, cards)  # (9)
-    acknowledged = _check_receipt(evidence.receipt, told, told.seq, told.leaf_hash, cards)  # (10)
-    erasure = None if evidence.eraser is None else _check_eraser(evidence.eraser, told, cards)  # (11)
     at = None if acknowledged is None else acknowledged.at
     plain = _says(told, at, None if erasure is None else erasure.kind, exported_at)
     if strictjson.encode(says) != strictjson.encode(plain):  # (4): in this order too, and a number is no truth value
@@ -367,7 +369,7 @@ def _check_leave(delivered: Delivered, allowed: Handling, told: Account, cards: 
 def _check_receipt(
     receipt: Receipt | None, told: Account, seq: int, leaf_hash: bytes, cards: Cards
 ) -> Acknowledged | None:
-    """(10), for the entry `seq` of the feed."""
+    """(10), for the entry `seq` of the feed: the release, or what erased it and so came after it."""
     if receipt is None:
         return None
     head = Checkpoint.of(receipt.note)
@@ -378,11 +380,12 @@ def _check_receipt(
     if not times:
         raise SignatureError("proof: the receipt is not cosigned by a key that the recipient had then")
     at = min(times)
-    begin, end = min(told.at, at), max(told.at, at)
+    if told.at > at + _SKEW:
+        raise SignatureError("proof: the ledger row says a later time of release than that of the recipient's receipt")
     keys = (
         key
         for key in cards.keys(told.sender, Role.FEED)
-        if key.valid_from <= end + _SKEW and begin - _SKEW < key.valid_until
+        if key.valid_from <= at + _SKEW and told.at - _SKEW < key.valid_until
     )
     if not any(signs(receipt.note, told.feed, key) for key in keys):
         raise SignatureError("proof: the head is not signed by a feed key that the sender had then")

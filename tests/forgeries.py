@@ -5,8 +5,10 @@ What refuses it is what others have signed. The number in a name is that of the 
 """
 
 import hashlib
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from federation import account, entries, jws, merkle, proof, strictjson
@@ -20,8 +22,8 @@ from federation.errors import (
     SignatureError,
     TermsError,
 )
-from federation.limits import MAX_PROOF_BYTES
-from federation.model import JsonObject, NodeId, Purpose, Role
+from federation.limits import MAX_CLOCK_SKEW_S, MAX_PROOF_BYTES
+from federation.model import JsonObject, NodeId, Purpose, Role, instant_text
 from node.home.context import Node
 from tests.nodes import DE, IN
 
@@ -148,6 +150,14 @@ def earlier_eraser(payload: JsonObject) -> JsonObject:
     return unacknowledged(retold(payload, seq=after))
 
 
+def dated_after(payload: JsonObject, receipt: JsonObject) -> JsonObject:
+    """The row says that the release was later than the receipt, by a second more than clocks may differ."""
+    lines = from_b64url(receipt["note"]).decode().splitlines()
+    (blob,) = (b64decode(line.split(" ")[2]) for line in lines if line.startswith(f"\N{EM DASH} {DE} "))
+    at = datetime.fromtimestamp(int.from_bytes(blob[4:12], "big") + MAX_CLOCK_SKEW_S + 1, UTC)
+    return retold(payload, at=instant_text(at))
+
+
 Forgery = Callable[[JsonObject], JsonObject]
 FORGED: dict[str, tuple[str, type[ApostilleError], str, Forgery]] = {
     "1 a member more": ("FIRST", MalformedError, "members", lambda p: {**p, "note": ""}),
@@ -198,7 +208,7 @@ FORGED: dict[str, tuple[str, type[ApostilleError], str, Forgery]] = {
         "FIRST",
         SignatureError,
         "did not let",
-        lambda p: retold(p, at="2027-11-01T00:00:00Z"),
+        lambda p: unacknowledged(retold(p, at="2027-11-01T00:00:00Z")),
     ),
     "6 another leaf hash": (
         "FIRST",
@@ -247,6 +257,18 @@ FORGED: dict[str, tuple[str, type[ApostilleError], str, Forgery]] = {
         SignatureError,
         "inclusion",
         lambda p: receipt_of(p, path=["00" * 32, *p["receipt"]["path"][1:]]),
+    ),
+    "10 released after it was acknowledged": (
+        "FIRST",
+        SignatureError,
+        "later time of release",
+        lambda p: dated_after(p, p["receipt"]),
+    ),
+    "11 released after its erasure was acknowledged": (
+        "BACK",
+        SignatureError,
+        "later time of release",
+        lambda p: unacknowledged(dated_after(p, p["eraser"]["receipt"])),
     ),
     "11 it erased something else": ("BACK", SignatureError, "does not name", other_eraser),
     "11 it stands before": ("BACK", SignatureError, "does not name", earlier_eraser),

@@ -89,7 +89,7 @@ def equivocate(world: World) -> None:
 
 LIES: dict[str, tuple[Callable[[World], None], bool]] = {
     "FORK": (fork, True),
-    "ROLLBACK": (roll_back, True),
+    "ROLLBACK": (roll_back, False),
     "SUSPECTED_FORK": (suspect, False),
     "EQUIVOCATION": (equivocate, True),
 }

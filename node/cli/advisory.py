@@ -143,7 +143,7 @@ def revise(
     "apostille advisory holders CERT-FR-2026-0131 --recall",
 )
 def holders(
-    name: Annotated[str, typer.Argument(help="The advisory's name.")],
+    name: Annotated[str, typer.Argument(help="The advisory's name; ORIGIN/NAME of what was passed on.")],
     leave: Annotated[
         str | None, typer.Option(metavar="PEER", help="Record the decision that this peer keeps what it has.")
     ] = None,
@@ -156,10 +156,12 @@ def holders(
     """Lists the peers that hold an earlier revision and did not get the newest one.
 
     Each of them gets the newest one (release it to them), a recall, or a recorded decision that it keeps what it has.
+    Of what was passed on for its origin: the newest one is passed on, or the earlier one taken back, with `relay`.
+    Perhaps: through a relay, which alone knows whether it let them have it.
     """
     from node.cli import revising
 
-    revising.holders(name, leave, reason, recall=recall, as_json=as_json)
+    revising.show_holders(name, leave, reason, recall=recall, as_json=as_json)
 
 
 @make.command(app, "withdraw", "apostille advisory withdraw CERT-FR-2026-0131 --from cert.de.example")

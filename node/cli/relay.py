@@ -35,20 +35,22 @@ def relay(
     this node and the recipient. Exit code 1 when nothing is passed on to anybody, 6 when something is held.
     """
     from federation.model import NodeId
-    from node.cli import releasing
+    from node.cli import releasing, revising
     from node.sharing import passing
 
     if withdraw:
         _withdraw(reference, to, as_json=as_json, alone=not (withhold or preview))
         return
-    act = passing.preview if preview else passing.pass_on
-    item, outcomes = act(session.node(), reference, map(NodeId, to), withhold or ())
+    act, node = passing.preview if preview else passing.pass_on, session.node()
+    item, outcomes = act(node, reference, map(NodeId, to), withhold or ())
+    name = f"{item.origin}/{item.name}"
     if not preview and any(outcome.seq is not None for outcome in outcomes):
         session.wake()
     if as_json:
         shown = [releasing.outcome_data(outcome, verbose=verbose) for outcome in outcomes]
         about = {"id": item.id, "origin": item.origin, "advisory": item.name, "revision": item.revision}
-        screen.emit({**about, "preview": preview, "peers": shown})
+        unsettled = [] if preview else [revising.data(holder) for holder in revising.open_holders(node, name)]
+        screen.emit({**about, "preview": preview, "peers": shown, "unsettled": unsettled})
     else:
         screen.facts(
             [("Advisory", f"{item.name}, revision {item.revision}"), ("Origin", item.origin), ("TLP", item.tlp)]
@@ -56,6 +58,8 @@ def relay(
         releasing.show_outcomes(outcomes, dry_run=preview, verbose=verbose)
     if preview:
         return
+    if not as_json:
+        revising.say_unsettled(node, name, relayed=True)
     held = [outcome.peer for outcome in outcomes if outcome.held is not None]
     if held:
         raise HeldError(f"{item.name} is held for {', '.join(held)}: a person must look at why")

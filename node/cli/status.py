@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from node.operation.overview import Exchange
 
 app = make.single()
+_MOST_NAMES = 10  # of advisories in one note
 
 
 @make.command(app, "status", "apostille status", "apostille --home /srv/apostille status --json")
@@ -40,6 +41,7 @@ def status(as_json: make.AsJson = False) -> None:
                 "issued": found.issued,
                 "agreements_in_force": found.agreements_in_force,
                 "unsettled": found.unsettled,
+                "unsettled_of": found.unsettled_of,
                 "withdrawn": [{"advisory": name, "peer": peer} for name, peer in found.withdrawn],
             }
         )
@@ -64,7 +66,8 @@ def status(as_json: make.AsJson = False) -> None:
     if found.unsettled:
         screen.note(
             f"{found.unsettled} times a peer is left with an earlier revision of an advisory, and nobody has decided on"
-            " it: apostille advisory holders NAME"
+            f" it: apostille advisory holders NAME. This is so of {', '.join(found.unsettled_of[:_MOST_NAMES])}"
+            f"{' and others' if len(found.unsettled_of) > _MOST_NAMES else ''}."
         )
     for name, peer in found.withdrawn:
         screen.note(

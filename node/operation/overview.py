@@ -13,7 +13,7 @@ from node.peering.feeds import POLICY
 from node.records import quarantine
 from node.records.alarms import open_count
 from node.records.ledger import Act
-from node.sharing import revisions
+from node.sharing import holders
 from node.store.database import read
 from node.store.tables import advisories, in_feeds, inbox, incidents, ledger, out_entries, out_feeds, peers
 
@@ -50,6 +50,7 @@ class Overview:
     alarms: int  # open ones
     incidents: int  # open ones
     unsettled: int  # peers left with an earlier revision, for whom nobody has decided
+    unsettled_of: tuple[str, ...]  # NAME, or ORIGIN/NAME of what was passed on
     withdrawn: tuple[tuple[str, NodeId], ...]  # taken back by rule, and not released again
 
 
@@ -81,6 +82,7 @@ def overview(node: Node) -> Overview:
     count = select(func.count()).select_from(advisories)
     unresolved = select(func.count()).select_from(incidents).where(incidents.c.resolved_at.is_(None))
     with read(node.engine) as tx:
+        unsettled = holders.unsettled(tx)
         return Overview(
             exchanges=tuple(
                 Exchange(
@@ -104,7 +106,8 @@ def overview(node: Node) -> Overview:
             agreements_in_force=len(in_force(tx, now)),
             alarms=open_count(tx),
             incidents=tx.execute(unresolved).scalar_one(),
-            unsettled=revisions.unsettled(tx),
+            unsettled=len(unsettled),
+            unsettled_of=tuple(dict.fromkeys(unsettled)),
             withdrawn=_withdrawn(tx),
         )
 

@@ -8,8 +8,8 @@ that every byte of it counts:
     {"cards": [...], "heads": [...], "incident": "FORK", "proves_itself": true}
     {"cards": [...], "cores": [...], "incident": "EQUIVOCATION", "proves_itself": true}
 
-Of other evidence, a SUSPECTED_FORK always, nobody has more than our word; its file says so. Settling an incident is
-`node.desk.resolutions`.
+Of other evidence nobody has more than our word, and its file says so: of a SUSPECTED_FORK, and of a ROLLBACK, which rests
+on the clock of the peer that it accuses. Settling an incident is `node.desk.resolutions`.
 """
 
 import json
@@ -25,7 +25,7 @@ from federation import contradiction, strictjson
 from federation.base64url import b64url, from_b64url
 from federation.checkpoint import Checkpoint
 from federation.contradiction import Contradiction
-from federation.errors import EquivocationError, ForkError, MalformedError, NotFoundError, RollbackError
+from federation.errors import EquivocationError, ForkError, MalformedError, NotFoundError
 from federation.keyring import for_newcomers
 from federation.model import JsonObject, NodeId
 from node.home.context import Node
@@ -196,8 +196,6 @@ def _proof(row: Row[Any], cards: tuple[bytes, ...]) -> Contradiction | None:
     peer = NodeId(row.peer)
     if row.kind == ForkError.code:
         return contradiction.fork(_notes(row), peer, cards)
-    if row.kind == RollbackError.code:
-        return contradiction.rollback(_notes(row), peer, cards)
     if row.kind == EquivocationError.code:
         return contradiction.equivocation((core.encode() for core in _evidence(row).get("cores", [])), peer, cards)
     return None

@@ -246,7 +246,7 @@ def _standing(
         .order_by(ledger_table.c.seq.desc())
         .limit(1)
     ).one_or_none()
-    if row is None or row.seq in statements.refused(tx, peer, feed.origin):
+    if row is None or statements.refused(tx, feed, row.seq):
         return None
     facts, body = ledger.facts_of(row.record), read_entry(row.data).body
     told = (facts["elements"], facts["agreement"], body.grant if isinstance(body, Delivery) else b"")

@@ -251,7 +251,7 @@ def _append(
         .order_by(ledger.c.seq.desc())
         .limit(1)
     ).one_or_none()
-    if previous is not None and previous.seq not in statements.refused(tx, outcome.peer, feed.origin):
+    if previous is not None and not statements.refused(tx, feed, previous.seq):
         facts = book.facts_of(previous.record)
         if facts["elements"] == elements and facts["agreement"] == agreement.digest.hex():
             return Outcome(outcome.peer, outcome.decision, outcome.presented, None, previous.seq, already=True)

@@ -1,62 +1,46 @@
-"""Later revisions of an own advisory, and who is left with an earlier one.
+"""Later revisions of an own advisory.
 
 A revision is made as a draft, from a file as an import takes it, and signed when it is released. What the file does not
 say of handling is as it was, and a part whose category was raised keeps it, whether it is known again by its place or
-by what it says: a new revision lets nothing out by oversight. After the release every holder of an earlier revision
-gets the new one, a recall, or a recorded decision that it keeps what it has; until then it is listed.
+by what it says; where what it said is not found again, what is new beside it is raised as well: a new revision lets
+nothing out by oversight. Who is left with an earlier revision is told in `node.sharing.holders`.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import Connection, Row, Select, exists, func, insert, select
+from sqlalchemy import Connection, Row, select
 
-from federation import csaf, outbound, sdjwt, strictjson
+from federation import csaf, handling, outbound, sdjwt, strictjson
 from federation.elements import raised_by_path
 from federation.errors import NotFoundError, UsageError
 from federation.labels import SENSITIVITY
 from federation.limits import MAX_DOCUMENT_BYTES
 from federation.marking import mark
-from federation.model import Category, Handling, JsonObject, NodeId, Tlp, instant_text
-from federation.outbound import Draft
-from federation.recall import Reason
+from federation.model import Category, Handling, JsonObject, Tlp, instant_text
+from federation.outbound import Draft, OwnAdvisory
 from node.home.context import Node
 from node.home.people import Post
-from node.sharing import advisories, recalls
+from node.sharing import advisories
 from node.sharing.advisories import Imported
-from node.sharing.answers import Order
-from node.store.database import read, record, write
+from node.store.database import read, write
 from node.store.tables import advisories as advisories_table
-from node.store.tables import left_with, out_entries, out_feeds, recall_holders
-
-_MAX_REASON: Final = 500  # characters; whoever reads the decision later reads all of it
-_Raised = tuple[str, object, Category]  # where, what it says, its category
 
 
 @dataclass(frozen=True, slots=True)
 class Revised:
-    """A new revision as a draft. `kept` are the parts that were raised before and stay so, where the file does not."""
+    """A new revision as a draft. `kept` are the parts that are raised as before, where the file does not say so.
+
+    `unsure` are those among them that are raised only because something beside them was, which is not found again: with
+    the place where that stood.
+    """
 
     made: Imported
     kept: Mapping[str, Category]
-
-
-@dataclass(frozen=True, slots=True)
-class OldHolder:
-    """A peer that was sent an earlier revision of an advisory and not the newest one.
-
-    `revisions` are those that stand in its feed; `left` is why it keeps them, None while nobody has decided.
-    """
-
-    name: str
-    newest: int
-    peer: NodeId
-    revisions: tuple[int, ...]
-    acknowledged: bool
-    left: str | None
+    unsure: Mapping[str, str]
 
 
 def revise(node: Node, name: str, data: bytes, what: str, *, tlp: Tlp | None) -> Revised:
@@ -94,66 +78,6 @@ def revise_from_issued(node: Node, name: str) -> Revised:
     return _keep(node, draft, hashlib.sha256(strictjson.encode([document, ai])).digest(), rows)
 
 
-def old_holders(node: Node, name: str) -> tuple[OldHolder, ...]:
-    """Who is left with an earlier revision of an advisory, decided or not, by node id. Raises NotFoundError."""
-    with read(node.engine) as tx:
-        _revisions(tx, name)
-        return _old_holders(tx, name)
-
-
-def unsettled(tx: Connection) -> int:
-    """For how many peers and advisories nobody has decided what becomes of the earlier revision that they hold."""
-    held = _held().subquery()
-    decided = exists().where(left_with.c.advisory == advisories_table.c.id, left_with.c.peer == held.c.peer)
-    query = (
-        select(func.count())
-        .select_from(held)
-        .join(
-            advisories_table,
-            (advisories_table.c.name == held.c.name) & (advisories_table.c.revision == held.c.revision),
-        )
-        .where(~decided)
-    )
-    return int(tx.execute(query).scalar_one())
-
-
-def leave(node: Node, name: str, peer: NodeId, reason: str) -> None:
-    """Records the decision that a peer keeps the earlier revisions that it holds. Raises NotFoundError, UsageError."""
-    node.allow(Post.ANALYST)
-    if not 1 <= len(reason.strip()) <= _MAX_REASON or not reason.isprintable():
-        raise UsageError(f"the reason must be one line of 1 to {_MAX_REASON} characters")
-    with write(node.engine) as tx:
-        keys = {row.revision: row.id for row in _revisions(tx, name)}
-        holder = next((h for h in _old_holders(tx, name) if h.peer == peer), None)
-        if holder is None or holder.left is not None:
-            why = "holds the newest revision or none" if holder is None else "keeps what it has by a decision already"
-            raise UsageError(f"{peer} {why}; see: apostille advisory holders {name}")
-        now = node.clock()
-        for revision in holder.revisions:
-            known = select(left_with.c.peer).where(left_with.c.advisory == keys[revision], left_with.c.peer == peer)
-            if tx.execute(known).first() is None:
-                tx.execute(
-                    insert(left_with).values(
-                        advisory=keys[revision], peer=peer, reason=reason.strip(), at=now, by=node.actor
-                    )
-                )
-        detail = f"{peer} keeps revision {', '.join(map(str, holder.revisions))}"
-        record(tx, at=now, by=node.actor, act="advisory.leave", subject=name, detail=detail)
-
-
-def recall_from_old_holders(node: Node, name: str) -> Order:
-    """Recalls the earlier revisions from every peer for which nothing was decided, and from nobody else.
-
-    Raises NotFoundError, UsageError when there is none.
-    """
-    node.allow(Post.ANALYST)
-    open_ = [holder for holder in old_holders(node, name) if holder.left is None]
-    if not open_:
-        raise UsageError(f"nobody is left with an earlier revision of {name}; nothing was recalled")
-    revisions = sorted({revision for holder in open_ for revision in holder.revisions})
-    return recalls.give(node, name, Reason.REPLACED, revisions, to=frozenset(holder.peer for holder in open_))
-
-
 def _revisions(tx: Connection, name: str) -> list[Row[Any]]:
     """Every revision of an advisory, newest first. Raises NotFoundError."""
     query = select(advisories_table).where(advisories_table.c.name == name)
@@ -163,12 +87,11 @@ def _revisions(tx: Connection, name: str) -> list[Row[Any]]:
     return rows
 
 
-def _newest_issued(rows: Iterable[Row[Any]]) -> Row[Any]:
+def _newest_issued(rows: Sequence[Row[Any]]) -> Row[Any]:
     for row in rows:
         if row.core is not None:
             return row
-        name = row.name
-    raise UsageError(f"{name} is a draft that was never released: there is no revision to follow")
+    raise UsageError(f"{rows[0].name} is a draft that was never released: there is no revision to follow")
 
 
 def _keep(node: Node, draft: Draft, source_digest: bytes, rows: list[Row[Any]]) -> Revised:
@@ -176,7 +99,7 @@ def _keep(node: Node, draft: Draft, source_digest: bytes, rows: list[Row[Any]]) 
     for row in rows:
         if row.source_digest == source_digest:
             later = row is not rows[0]
-            return Revised(Imported(advisories.summary_of(row), fresh=False, unlabelled=(), revised=later), {})
+            return Revised(Imported(advisories.summary_of(row), fresh=False, unlabelled=(), revised=later), {}, {})
     outbound.check_draft(draft)
     for row in rows:
         if row.core is not None and _version(_payload(row)["csaf"]) == _version(draft.csaf):
@@ -185,7 +108,7 @@ def _keep(node: Node, draft: Draft, source_digest: bytes, rows: list[Row[Any]]) 
                 " a later revision has a later one"
             )
     before = (*(row for row in rows if row.core is None), _newest_issued(rows))
-    kept = _inherited(node, draft, [raised for row in before for raised in _raised(node, row)])
+    kept, unsure = _inherited(_provisional(node, draft), [_opened(node, row) for row in before])
     draft = replace(draft, raised={**draft.raised, **kept})
     unlabelled, now = mark(draft.csaf, draft.ai, node.labels, draft.raised).unlabelled, node.clock()
     with write(node.engine) as tx:
@@ -198,7 +121,7 @@ def _keep(node: Node, draft: Draft, source_digest: bytes, rows: list[Row[Any]]) 
             case = again[0].case_name
             advisories.insert_draft(tx, draft, source_digest, case=case, at=now, by=node.actor)
         made = advisories.summary_of(_revisions(tx, draft.name)[0])
-    return Revised(Imported(made, True, unlabelled), kept)
+    return Revised(Imported(made, True, unlabelled), kept, unsure)
 
 
 def _handling(
@@ -213,34 +136,71 @@ def _handling(
     return advisories.complete_handling(node, {**kept, **given}, what)
 
 
-def _raised(node: Node, row: Row[Any]) -> list[_Raised]:
-    """The parts of a revision whose category was raised."""
-    if row.draft is not None:
-        claims, found = row.draft, {path: Category(name) for path, name in row.draft["raised"].items()}
-    else:
-        own = outbound.reopen(row.core, advisories.unpack(row.disclosures), node.labels)
-        claims, found = outbound.open_in_full(own), raised_by_path(own.nodes)
-    return [(path, _at(claims, path), category) for path, category in found.items()]
+def _opened(node: Node, row: Row[Any]) -> OwnAdvisory:
+    """A revision with everything that is in it."""
+    if row.draft is None:
+        return outbound.reopen(row.core, advisories.unpack(row.disclosures), node.labels)
+    raised = {path: Category(name) for path, name in row.draft["raised"].items()}
+    document, ai, handled = row.draft["csaf"], row.draft["ai"], handling.read(row.handling)
+    return _provisional(node, Draft(node.id, row.name, row.revision, node.clock(), handled, document, ai, raised))
 
 
-def _inherited(node: Node, draft: Draft, before: Iterable[_Raised]) -> dict[str, Category]:
-    """The categories that parts of `draft` keep from before, where those are more sensitive than what it says itself.
-
-    A part is known again by its place, and by what it says if it stands at another place now.
-    """
+def _provisional(node: Node, draft: Draft) -> OwnAdvisory:
+    """A draft as it would be signed."""
     unsigned = outbound.issue(draft, node.labels, kid="draft", sign=lambda _: bytes(64), entropy=node.entropy)
-    own = outbound.reopen(unsigned.core, unsigned.disclosures, node.labels)
-    values = {element.path: _at({"csaf": draft.csaf, "ai": draft.ai}, element.path) for element in own.elements}
-    most = {
-        element.path: max(map(SENSITIVITY.__getitem__, element.categories), default=None) for element in own.elements
-    }
+    return outbound.reopen(unsigned.core, unsigned.disclosures, node.labels)
+
+
+def _inherited(own: OwnAdvisory, before: Iterable[OwnAdvisory]) -> tuple[dict[str, Category], dict[str, str]]:
+    """The categories that parts of `own` keep from before, where those are more sensitive than what it says itself; and
+    which of these parts are not known again, with the place of the one for which they are raised.
+
+    (1) A part that was raised is known again by its place; (2) and by what it says, wherever that stands now. (3) Where
+    what it said stands nowhere, it may stand beside its place in other words: whatever is new there is raised.
+    """
+    values = _values(own)
+    places: dict[object, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
+    for place, value in values.items():
+        places.setdefault(value, []).append(place)
+        kinds.setdefault(_kind(place), []).append(place)
+    most = {e.path: max(map(SENSITIVITY.__getitem__, e.categories), default=None) for e in own.elements}
     kept: dict[str, Category] = {}
-    for path, value, category in before:
-        for place, now in values.items():
-            least = most[place]
-            if (place == path or now == value) and least is not None and SENSITIVITY[category] > least:
-                kept[place], most[place] = category, SENSITIVITY[category]
-    return kept
+    unsure: dict[str, str] = {}
+    for earlier in before:
+        was = _values(earlier)
+        known = set(was.values())
+        for path, category in raised_by_path(earlier.nodes).items():
+            again = dict.fromkeys((path, *places.get(was[path], ())))  # (1), (2)
+            new = (
+                () if was[path] in places else [p for p in kinds.get(_kind(path), ()) if values[p] not in known]
+            )  # (3)
+            for place in dict.fromkeys((*again, *new)):
+                least = most.get(place)
+                if least is not None and SENSITIVITY[category] > least:
+                    kept[place], most[place] = category, SENSITIVITY[category]
+                    unsure.pop(place, None)
+                    if place not in again:
+                        unsure[place] = path
+    return kept, unsure
+
+
+def _values(own: OwnAdvisory) -> dict[str, object]:
+    """What each part says, by its place."""
+    claims = outbound.open_in_full(own)
+    return {element.path: _frozen(_at(claims, element.path)) for element in own.elements}
+
+
+def _kind(path: str) -> str:
+    """The name of what a part stands in: `notes` for any note, of the document or of a vulnerability."""
+    return next(name for name in reversed(path.split("/")[:-1]) if not name.isdecimal())
+
+
+def _frozen(value: Any) -> object:
+    """The same, to be looked up."""
+    if isinstance(value, dict):
+        return frozenset((name, _frozen(member)) for name, member in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _at(claims: Any, path: str) -> object:
@@ -278,56 +238,3 @@ def _next_version(document: JsonObject, revision: int, moment: str) -> JsonObjec
         "revision_history": [*tracking["revision_history"], line],
     }
     return {**document, "document": {**document["document"], "tracking": changed}}
-
-
-def _held() -> Select[tuple[str, int, str, int]]:
-    """Name, newest revision, peer, and the highest revision that stands in a feed to it, where that is an earlier one.
-
-    A revision that was recalled is not the newest; one of which the peer was told so is not held.
-    """
-    table = advisories_table
-    newest = (
-        select(table.c.name, func.max(table.c.revision).label("newest"))
-        .where(table.c.core.is_not(None), table.c.recall.is_(None))
-        .group_by(table.c.name)
-        .having(func.max(table.c.revision) > 1)
-        .subquery()
-    )
-    told = exists().where(recall_holders.c.recall == table.c.recall, recall_holders.c.node == out_feeds.c.peer)
-    highest = func.max(table.c.revision)
-    return (
-        select(table.c.name, newest.c.newest, out_feeds.c.peer, highest.label("revision"))
-        .join_from(newest, table, table.c.name == newest.c.name)
-        .join(out_entries, out_entries.c.advisory == table.c.id)
-        .join(out_feeds, out_feeds.c.id == out_entries.c.feed)
-        .where(out_entries.c.data.is_not(None), ~told)
-        .group_by(table.c.name, newest.c.newest, out_feeds.c.peer)
-        .having(highest < newest.c.newest)
-    )
-
-
-def _old_holders(tx: Connection, name: str) -> tuple[OldHolder, ...]:
-    table = advisories_table
-    found = tx.execute(_held().where(table.c.name == name)).all()
-    standing = tx.execute(
-        select(table.c.revision, out_feeds.c.peer, out_entries.c.seq, out_feeds.c.receipt_size, left_with.c.reason)
-        .join_from(out_entries, table, table.c.id == out_entries.c.advisory)
-        .join(out_feeds, out_feeds.c.id == out_entries.c.feed)
-        .outerjoin(left_with, (left_with.c.advisory == table.c.id) & (left_with.c.peer == out_feeds.c.peer))
-        .where(table.c.name == name, out_entries.c.data.is_not(None))
-    ).all()
-    holders = []
-    for row in found:
-        theirs = [entry for entry in standing if entry.peer == row.peer]
-        highest = [entry for entry in theirs if entry.revision == row.revision]
-        holders.append(
-            OldHolder(
-                name=name,
-                newest=row.newest,
-                peer=NodeId(row.peer),
-                revisions=tuple(sorted({entry.revision for entry in theirs})),
-                acknowledged=any(entry.receipt_size > entry.seq for entry in theirs),
-                left=highest[0].reason,
-            )
-        )
-    return tuple(sorted(holders, key=lambda holder: holder.peer))

@@ -24,12 +24,14 @@ from node.home import signing
 from node.home.context import Node
 from node.home.people import Post
 from node.peering import control, feeds
+from node.peering.feeds import OutFeed
 from node.peering.peers import trusted_cards
 from node.sharing import relays
 from node.store.database import read, record, storable, write
-from node.store.tables import advisories, inbox, out_entries, out_feeds, statements
+from node.store.tables import advisories, inbox, ledger, out_entries, out_feeds, statements
 
 _VERSION: Final = 2  # an older node knows no statements
+_MAX_REFUSALS: Final = 128  # that are read for one release: a peer may send any number, each of 256 KiB
 _NOT_PASSED_ON: Final = ("statement/not-passed-on",)
 
 
@@ -182,13 +184,26 @@ def forward(node: Node, tx: Connection, said: Statement, peer: NodeId) -> None:
         raise NotAdmittedError(f"statement for {said.recipient}: law holds it back here", _NOT_PASSED_ON) from e
 
 
-def refused(tx: Connection, peer: NodeId, feed: str) -> frozenset[int]:
-    """The entries of our feed to `peer` of which it said that it did not take them."""
+def refused(tx: Connection, feed: OutFeed, seq: int) -> bool:
+    """Whether the peer said that it did not take that entry of our feed to it.
+
+    A refusal names no feed outside of its document, so those are read that came since the entry was released, the first
+    of them: where a peer sends more, the entry counts as taken, and is not sent again.
+    """
+    released_at = select(func.min(ledger.c.at)).where(ledger.c.feed == feed.id, ledger.c.seq == seq).scalar_subquery()
     rows = tx.execute(
-        select(statements.c.document).where(statements.c.author == peer, statements.c.kind == Kind.REFUSAL)
+        select(statements.c.document)
+        .where(
+            statements.c.author == feed.peer,
+            statements.c.kind == Kind.REFUSAL,
+            statements.c.peer == feed.peer,
+            statements.c.at >= released_at,
+        )
+        .order_by(statements.c.id)
+        .limit(_MAX_REFUSALS)
     ).scalars()
     bodies = (statement.reread(document).body for document in rows)
-    return frozenset(entry["seq"] for body in bodies if body["feed"] == feed for entry in body["entries"])
+    return any(body["feed"] == feed.origin and any(entry["seq"] == seq for entry in body["entries"]) for body in bodies)
 
 
 def _send(

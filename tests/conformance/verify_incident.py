@@ -11,11 +11,12 @@ elsewhere: it decides whose keys count. Prints what is proved. Exit status: 0 "p
     (3) every signature in it holds under a key on one of these cards, in the role for it, and every card is needed
     (4) FORK          two heads of one feed from that node with one size and two roots; or one of size 0 with another
                       root than RFC 6962 gives the empty tree
-        ROLLBACK      two heads of one feed, which the node itself dated as its newest, the later by a minute or more
-                      and smaller
         EQUIVOCATION  at least two cores by that node with one `jti`, no two of them alike
 
-Formats: RFC 7515 (cards), C2SP signed-note, tlog-checkpoint and tlog-cosignature (heads), RFC 9901 (cores).
+Nothing else is ever proved. A ROLLBACK rests on the clock of the node that is accused, and an honest clock that was
+ahead for a while dates two heads the same way; a SUSPECTED_FORK rests on what the other side saw.
+
+Formats: RFC 7515 (cards), C2SP signed-note and tlog-checkpoint (heads), RFC 9901 (cores).
 """
 
 import base64
@@ -30,9 +31,9 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-MEMBERS = {"FORK": "heads", "ROLLBACK": "heads", "EQUIVOCATION": "cores"}
-PLAIN, COSIGNATURE = 1, 4  # C2SP signed-note, signature types
-LATER_S = 60
+MEMBERS = {"FORK": "heads", "EQUIVOCATION": "cores"}
+RESTS_ON = {"ROLLBACK": "the clock of the node that is accused", "SUSPECTED_FORK": "what the other side saw"}
+PLAIN = 1  # C2SP signed-note, signature type
 WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError, InvalidSignature)  # what `check` raises
 Key = tuple[int, bytes]  # number of the card it stands on, and 32 bytes
 
@@ -84,29 +85,26 @@ def keys_of(cards: list[dict[str, Any]], role: str) -> list[Key]:
     return [(n, unb64(key["public"])) for n, card in enumerate(cards) for key in card["keys"] if key["role"] == role]
 
 
-def read_head(note: bytes, keys: list[Key], algorithm: int) -> tuple[str, int, bytes, int, int]:
-    """Origin line, size, root and time of a head with one signature line, and the card that has its key."""
+def read_head(note: bytes, keys: list[Key]) -> tuple[str, int, bytes, int]:
+    """Origin line, size and root of a head with one signature line, and the card that has its key."""
     origin, size, root, gap, line, end = note.decode("utf-8").split("\n")
     match = re.fullmatch("— ([^ ]+) ([A-Za-z0-9+/]+={0,2})", line)
     if gap or end or match is None or match[1] != origin or not re.fullmatch("0|[1-9][0-9]{0,18}", size):
         raise ValueError("a head of another form")
     blob = canonical_base64(match[2])
     body, found = f"{origin}\n{size}\n{root}\n".encode(), []
-    seconds = int.from_bytes(blob[4:12], "big") if algorithm == COSIGNATURE else 0
-    message = f"cosignature/v1\ntime {seconds}\n".encode() + body if algorithm == COSIGNATURE else body
     for number, key in keys:
-        key_id = hashlib.sha256(origin.encode() + b"\n" + bytes([algorithm]) + key).digest()[:4]
+        key_id = hashlib.sha256(origin.encode() + b"\n" + bytes([PLAIN]) + key).digest()[:4]
         if key_id == blob[:4]:
-            verify(key, blob[12:] if algorithm == COSIGNATURE else blob[4:], message)
+            verify(key, blob[4:], body)
             found.append(number)
-    if not found or (algorithm == COSIGNATURE and not 0 < seconds < 1 << 63) or int(size) >= 1 << 63:
+    if not found or int(size) >= 1 << 63:
         refuse("a head that no key on a card has signed")
     root_bytes = canonical_base64(root)
     return (
         origin,
         int(size),
         root_bytes if len(root_bytes) == 32 else refuse("a root of another length"),
-        seconds,
         found[0],
     )
 
@@ -131,27 +129,22 @@ def read_core(core: str, keys: list[tuple[int, str, bytes]], node: str) -> tuple
     raise ValueError("a core that no key on a card has signed")
 
 
-def judge_heads(kind: str, notes: list[bytes], cards: list[dict[str, Any]], node: str) -> tuple[str, Iterable[int]]:
-    algorithm = PLAIN if kind == "FORK" else COSIGNATURE
-    heads = [read_head(note, keys_of(cards, "feed"), algorithm) for note in notes]
+def judge_heads(notes: list[bytes], cards: list[dict[str, Any]], node: str) -> tuple[str, Iterable[int]]:
+    heads = [read_head(note, keys_of(cards, "feed")) for note in notes]
     if len(heads) not in (1, 2):
         refuse("neither one head nor two")
     feed = heads[0][0]
     if {head[0] for head in heads} != {feed} or not re.fullmatch(rf"{re.escape(node)}/feeds/[^/]+/[1-9][0-9]*", feed):
         refuse("heads of several feeds, or of another node's")
-    used = [head[4] for head in heads]
-    if kind == "FORK" and len(heads) == 1:
+    used = [head[3] for head in heads]
+    if len(heads) == 1:
         if heads[0][1] != 0 or heads[0][2] == hashlib.sha256(b"").digest():
             refuse("one head that contradicts nothing")
         return f"{node} signed a head of {feed} that has no entries and yet a root", used
-    first, second = heads if len(heads) == 2 else refuse("not two heads")
-    if kind == "FORK":
-        if first[1] != second[1] or first[2] == second[2]:
-            refuse("the heads do not contradict each other")
-        return f"{node} signed two heads of {feed} at {first[1]} entries, with two roots", used
-    if second[3] - first[3] < LATER_S or second[1] >= first[1]:
-        refuse("the later head is not smaller")
-    return f"{node} called {second[1]} entries the newest of {feed}, after {first[1]}", used
+    first, second = heads
+    if first[1] != second[1] or first[2] == second[2]:
+        refuse("the heads do not contradict each other")
+    return f"{node} signed two heads of {feed} at {first[1]} entries, with two roots", used
 
 
 def check(data: bytes, given: bytes) -> str:
@@ -160,6 +153,8 @@ def check(data: bytes, given: bytes) -> str:
     kind = file["incident"]
     if json.dumps(file, sort_keys=True, separators=(",", ":")).encode() + b"\n" != data:  # (1)
         refuse("the file is not in its one form")
+    if kind in RESTS_ON:
+        refuse(f"{kind} rests on {RESTS_ON[kind]}: such evidence proves nothing to a third party")
     if kind not in MEMBERS or file.keys() != {"incident", "proves_itself", "cards", MEMBERS[kind]}:
         refuse("an incident that does not prove itself, or of another form")
     if file["proves_itself"] is not True:
@@ -178,7 +173,7 @@ def check(data: bytes, given: bytes) -> str:
         said: str = f"{node} signed {len(cores)} documents as {cores[0][0]}"
         used: Iterable[int] = [number for _, number in cores]
     else:
-        said, used = judge_heads(kind, [unb64(note) for note in file["heads"]], cards, node)
+        said, used = judge_heads([unb64(note) for note in file["heads"]], cards, node)
     return said if set(used) == set(range(len(cards))) else refuse("a card that is not needed")
 
 

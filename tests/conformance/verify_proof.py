@@ -342,16 +342,17 @@ def check_receipt(receipt: Any, row: Any, seq: int, leaf: bytes, keys: Keys) -> 
         if start <= at < until and holds(public, blob[8:], f"cosignature/v1\ntime {at}\n".encode() + body):
             times.append(at)
     need(times, "not cosigned by a key that the recipient had then")
-    begin, end_s = sorted((seconds(row["at"]), min(times)))
+    begin, last = seconds(row["at"]), min(times)
+    need(begin <= last + SKEW_S, "the row says a later time of release than that of the receipt")
     signed = (
         holds(public, note_line(note, origin, 1, public) or bytes(64), body)
         for public, _, start, until in keys.of(sender, "feed")
-        if start <= end_s and begin - SKEW_S < until
+        if start <= last and begin - SKEW_S < until  # `start` allows for the skew already
     )
     need(any(signed), "the head is not signed by a key that the sender had then")
     path = [digest(one) for one in receipt["path"]]
     need(b64(included(seq, int(count), leaf, path)) == b64(base64.b64decode(root, validate=True)), "not in the head")
-    return min(times), int(count)
+    return last, int(count)
 
 
 def check_eraser(eraser: Any, row: Any, keys: Keys) -> tuple[str, tuple[int, int] | None]:
@@ -415,16 +416,16 @@ def check(data: bytes, given: list[bytes]) -> tuple[list[str], bool]:
     need(
         sha(digest(ledger["before"]) + record) == digest(ledger["digest"]), "the digest of the row does not follow"
     )  # (4)
-    agreement = check_agreement(unb64(proof["agreement"]), row, sender, keys)  # (5)
     leaf = digest(row["leaf_hash"])
+    got = check_receipt(proof["receipt"], row, row["seq"], leaf, keys)  # (10)
+    kind, _ = check_eraser(proof["eraser"], row, keys) if proof["eraser"] is not None else (None, None)  # (11)
+    agreement = check_agreement(unb64(proof["agreement"]), row, sender, keys)  # (5)
     if proof["entry"] is not None:
         entry = unb64(proof["entry"])
         need(sha(b"\x00" + entry) == leaf, "the entry has another leaf hash than the row says")  # (6)
         opened = read_entry(entry)
         need((opened["feed"], opened["seq"]) == (row["feed"], row["seq"]), "the entry stands elsewhere")
         check_core(opened, row, agreement, sender, keys)  # (6) to (9)
-    got = check_receipt(proof["receipt"], row, row["seq"], leaf, keys)  # (10)
-    kind, _ = check_eraser(proof["eraser"], row, keys) if proof["eraser"] is not None else (None, None)  # (11)
     at = None if got is None else f"{datetime.fromtimestamp(got[0], UTC):%Y-%m-%dT%H:%M:%SZ}"
     plain = (
         sender,

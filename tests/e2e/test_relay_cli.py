@@ -13,7 +13,7 @@ from federation.statement import Kind
 from node.cli.statement import Spoken
 from node.desk import inbox
 from node.peering import peers
-from node.sharing import passing, statements
+from node.sharing import passing, revisions, statements
 from tests.chains import KE, NAME, Chain, arrived, give, join, make_chain, pass_on, send
 from tests.e2e.test_cli import Done, run
 from tests.nodes import DE, FR, IN, append_by_hand, history, make_node
@@ -191,3 +191,34 @@ def test_a_preview_of_passing_on_is_what_would_be_passed_on(chain: Chain) -> Non
     _, (passed,) = passing.pass_on(chain[DE], NAME, (IN,))
     assert (previewed.decision, previewed.presented) == (passed.decision, passed.presented)
     assert (previewed.seq, passed.seq is None) == (None, False)
+
+
+def test_who_is_left_with_an_earlier_revision_is_told_on_both_sides_of_a_relay(tmp_path: Path) -> None:
+    chain = make_chain(tmp_path)
+    join(chain, FR, DE, onward="peers")
+    join(chain, DE, IN, onward="peers")
+    pass_on(chain, send(chain, handling={"tlp": "GREEN", "onward": "peers"}))
+    revisions.revise_from_issued(chain[FR], NAME)
+    released = command(chain, FR, "advisory", "release", NAME, "--to", DE)
+    assert f"Perhaps others got revision 1 from {DE}: it alone can pass the new one on." in released.err
+    chain.sync(DE, FR)
+    listed = command(chain, FR, "advisory", "holders", NAME)
+    assert f"perhaps others, via {DE}" in listed.out
+    assert f"apostille recall order {NAME} --reason replaced --revision 1" in listed.err
+    perhaps = {"peer": None, "holds": [1], "newest": 2, "acknowledged": None, "left": None, "via": DE}
+    assert command(chain, FR, "advisory", "holders", NAME, "--json").json() == [perhaps]
+    there = f"{FR}/{NAME}"
+    status = command(chain, DE, "status", "--json").json()
+    assert (status["unsettled"], status["unsettled_of"]) == (1, [there])
+    assert f"This is so of {there}." in command(chain, DE, "status").err
+    left = {"peer": IN, "holds": [1], "newest": 2, "acknowledged": False, "left": None}
+    assert command(chain, DE, "advisory", "holders", there, "--json").json() == [{**left, "via": None}]
+    command(chain, DE, "advisory", "holders", there, "--recall").refused(2, f"apostille relay {there} --to PEER")
+    again = command(chain, DE, "relay", "1", "--to", IN, "--preview")
+    assert "is left with" not in again.err
+    done = command(chain, DE, "relay", there, "--to", IN, "--json").json()
+    assert (done["revision"], done["unsettled"]) == (2, [])
+    assert (
+        f"Nobody is left with an earlier revision of {there}." in command(chain, DE, "advisory", "holders", there).err
+    )
+    chain.close()

@@ -165,6 +165,62 @@ def test_what_was_changed_is_told_with_its_place(history: History, name: str) ->
     assert any(words in line for line in found), found
 
 
+HIDING = {
+    "an entry that is not here": (FR, "DELETE FROM out_entries WHERE feed = 1 AND seq = 2", "entry 2 of"),
+    "an entry of another type": (FR, "UPDATE out_entries SET data = 'x' WHERE feed = 1 AND seq = 2", "entry 2 of"),
+    "no leaf hash": (FR, "UPDATE out_entries SET leaf_hash = 3 WHERE feed = 1 AND seq = 2", "entry 2 of"),
+    "no kind": (FR, "UPDATE out_entries SET kind = 'x' WHERE feed = 1 AND seq = 2", "entry 2 of"),
+    "a kind that is no text": (
+        FR,
+        "UPDATE out_entries SET kind = CAST(x'ff' AS TEXT) WHERE feed = 1 AND seq = 2",
+        "entry 2 of",
+    ),
+    "an act that is no text": (FR, "UPDATE ledger SET kind = CAST(x'ff' AS TEXT) WHERE id = 2", "ledger row 2"),
+    "an outcome that is no text": (
+        DE,
+        "UPDATE in_entries SET outcome = CAST(x'ff' AS TEXT) WHERE feed = 1 AND seq = 2",
+        "received entry 2 of",
+    ),
+    "no time of the receipt": (FR, "UPDATE out_feeds SET receipt_at = 'x' WHERE id = 1", f"feed {FR}/feeds/{DE}/1"),
+    "no record": (FR, "UPDATE ledger SET record = 'x' WHERE id = 1", "ledger row 1"),
+    "a received entry that is not here": (DE, "DELETE FROM in_entries WHERE feed = 1 AND seq = 2", "received entry 2"),
+    "a received entry of another type": (
+        DE,
+        "UPDATE in_entries SET data = 'x' WHERE feed = 1 AND seq = 2",
+        "received entry 2 of",
+    ),
+    "no leaf hash of a received entry": (
+        DE,
+        "UPDATE in_entries SET leaf_hash = 3 WHERE feed = 1 AND seq = 2",
+        "received entry 2 of",
+    ),
+    "no state": (DE, "UPDATE inbox SET retain_until = 'x' WHERE feed = 1 AND seq = 2", "received entry 2 of"),
+    "no time of a head": (DE, "UPDATE in_feeds SET contact_at = 'x' WHERE id = 1", f"feed {FR}/feeds/{DE}/1"),
+}
+LATER = {  # what is wrong further on: in the newest entries, in the inbox, in the ledger
+    FR: (
+        "UPDATE out_entries SET data = x'00' WHERE feed = 1 AND seq = 4",
+        "UPDATE ledger SET digest = x'00' WHERE id = 6",
+    ),
+    DE: ("UPDATE in_entries SET data = x'00' WHERE feed = 1 AND seq = 4",),
+}
+TOLD_LATER = {FR: ("entry 4 of", "ledger row 6:"), DE: ("received entry 4 of",)}
+
+
+@pytest.mark.invariant("I14")
+@pytest.mark.parametrize("name", sorted(HIDING))
+def test_one_finding_hides_no_later_one(history: History, name: str) -> None:
+    at, statement, first = HIDING[name]
+    with tampered(history.chain[at], by_sql(*LATER[at])):
+        alone = findings(history.chain[at])
+    with tampered(history.chain[at], by_sql(statement, *LATER[at])):
+        found = findings(history.chain[at])
+    assert any(line.startswith(first) for line in found), found
+    for later in TOLD_LATER[at]:
+        assert any(line.startswith(later) for line in alone), alone  # sanity
+        assert any(line.startswith(later) for line in found), found
+
+
 @pytest.mark.invariant("I17")
 def test_a_finding_says_nothing_of_what_stands_there(history: History) -> None:
     changes = (

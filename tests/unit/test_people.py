@@ -11,10 +11,12 @@ import pytest
 
 from config import settings
 from federation.errors import ApostilleError, NotAllowedError, UsageError
-from federation.model import Category
+from federation.model import Category, Country
+from node import main
 from node.home import people
 from node.home.context import Node
 from node.home.people import Post
+from node.operation import backup, checkup, serve
 from node.peering import agreements, peers
 from node.records import approvals
 from node.sharing import advisories, cases
@@ -34,7 +36,7 @@ if login:
         sys.exit(f"CANNOT: {e}")
 os.setresuid(real, 0, 0)
 from node.home.people import account
-print(account())
+print(account(None))
 """
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="another user id takes root: 1 test not run")
 
@@ -191,10 +193,51 @@ def test_what_changes_something_asks_for_its_post_before_it_looks_at_anything(no
     assert not isinstance(caught.value, NotAllowedError)
 
 
+OWNER, ALICE, BRUNO = 900, 1001, 1002
+
+
+@pytest.mark.invariant("I13")
+@pytest.mark.parametrize(
+    ("real", "effective", "login", "sudo", "person", "doubt"),
+    [
+        (OWNER, OWNER, None, None, OWNER, None),  # a shell of the owner, and nothing is known of who opened it
+        (OWNER, OWNER, ALICE, None, ALICE, None),  # alice became the owner
+        (0, 0, ALICE, None, ALICE, None),  # alice became root, whose home it is
+        (OWNER, OWNER, None, ALICE, ALICE, None),  # alice by sudo, where the kernel has no login
+        (OWNER, OWNER, ALICE, ALICE, ALICE, None),  # and where it has hers
+        (OWNER, OWNER, BRUNO, ALICE, ALICE, BRUNO),  # alice, who wrote bruno there; or bruno, who became alice before
+        (OWNER, OWNER, OWNER, ALICE, ALICE, OWNER),
+        (OWNER, OWNER, ALICE, OWNER, OWNER, ALICE),
+        (OWNER, OWNER, ALICE, 0, 0, ALICE),  # sudo by root, for somebody
+        (OWNER, OWNER, None, 0, 0, None),
+        (ALICE, OWNER, None, None, ALICE, None),  # alice by a program that changes the effective account alone
+        (ALICE, OWNER, ALICE, None, ALICE, None),
+        (ALICE, OWNER, BRUNO, None, ALICE, BRUNO),
+        (ALICE, OWNER, None, BRUNO, ALICE, None),  # what the environment says does not count there
+        (ALICE, OWNER, BRUNO, BRUNO, ALICE, BRUNO),
+    ],
+)
+def test_the_login_never_makes_somebody_another_person(
+    real: int, effective: int, login: int | None, sudo: int | None, person: int, doubt: int | None
+) -> None:
+    assert people.who(real, effective, login, sudo) == (person, doubt)
+
+
+@pytest.mark.parametrize("sudo", ["", "alice", "-1", "1001 ", "4294967295", "\u0661"])
+def test_what_sudo_cannot_have_said_is_an_error(sudo: str) -> None:
+    with pytest.raises(UsageError, match="SUDO_UID is no user id"):
+        people.account(sudo)
+
+
 @as_root
 @pytest.mark.invariant("I13")
-def test_whoever_borrows_another_account_stays_who_he_was() -> None:
-    assert account_of(login=NOBODY_YET, real=NOBODY_YET + 1) == f"uid {NOBODY_YET}"
+def test_of_whom_it_is_not_clear_who_they_are_nobody_holds_a_post() -> None:
+    doubtful = account_of(login=NOBODY_YET, real=NOBODY_YET + 1)
+    assert doubtful == f"uid {NOBODY_YET + 1}, logged in as uid {NOBODY_YET}"
+    given = people.read({f"uid {uid}": tuple(Post) for uid in (NOBODY_YET, NOBODY_YET + 1)}, "owner", WHERE)
+    assert not any(people.holds(given, doubtful, post) for post in Post)
+    with pytest.raises(NotAllowedError, match=f"{doubtful}: nobody can tell which of the two acts; log in as yourself"):
+        people.require(given, doubtful, Post.OPERATOR)
 
 
 @as_root
@@ -202,3 +245,82 @@ def test_without_a_login_the_real_account_counts_and_never_the_effective_one() -
     if people._login_uid(Path("/proc/self/loginuid")) is not None:
         pytest.skip("these tests run in a login session: 1 test not run")
     assert account_of(login=0, real=NOBODY_YET) == f"uid {NOBODY_YET}"
+
+
+# The home
+
+
+def own(path: Path, _elsewhere: Path) -> None:
+    os.chown(path, NOBODY_YET, -1)
+
+
+def link(path: Path, elsewhere: Path) -> None:
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+TOLD: dict[Callable[[Path, Path], None], str] = {own: f"belongs to uid {NOBODY_YET}", link: "is a symbolic link of "}
+PARTS = ("apostille.yaml", "apostille.db", "apostille.db-wal", "apostille.db-shm", "keys", "roots", "passphrase")
+OPENINGS: dict[str, Callable[[Path], object]] = {
+    "open": main.open_node,
+    "read the settings": main.read_settings,
+    "upgrade": lambda home: main.upgrade_home(home, keep_copy=False),
+    "doctor": checkup.examine,
+    "serve": lambda home: serve.serve(home, pytest.fail),
+    "mark": backup.mark_by_hand,
+    "restore": lambda home: backup.restore(home, home.with_name("no-such-file"), replace=True),
+}
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A home with everything that may lie in one."""
+    made = make_node(tmp_path, FR, "FR")
+    made.engine.dispose()
+    main.open_node(made.home).engine.dispose()  # nothing speaks against it
+    for name in PARTS:
+        if not (made.home / name).exists():
+            (made.home / name).touch(mode=0o600)
+    return made.home
+
+
+@pytest.mark.invariant("I13")
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("change", [link, pytest.param(own, marks=as_root)])
+def test_a_home_in_which_something_is_not_its_owners_is_not_opened(
+    whole: Path, tmp_path: Path, change: Callable[[Path, Path], None], part: str
+) -> None:
+    change(whole / part, tmp_path / "elsewhere")
+    for opening in OPENINGS.values():
+        with pytest.raises(UsageError) as caught:
+            opening(whole)
+        assert str(caught.value).startswith(f"{whole / part} {TOLD[change]}")
+    assert not (whole / "serve.lock").exists()
+
+
+@as_root
+@pytest.mark.invariant("I13")
+@pytest.mark.parametrize("opening", OPENINGS.values(), ids=OPENINGS)
+def test_a_home_of_somebody_else_is_not_opened(whole: Path, tmp_path: Path, opening: Callable[[Path], object]) -> None:
+    own(whole, tmp_path)
+    with pytest.raises(UsageError) as caught:
+        opening(whole)
+    assert str(caught.value) == f"{whole} {TOLD[own]}, and this runs as root: run it as uid {NOBODY_YET}"
+
+
+@pytest.mark.invariant("I13")
+@pytest.mark.parametrize("opening", [name for name in OPENINGS if name != "restore"])  # that goes where the link leads
+def test_a_home_is_not_opened_by_a_link_to_it(whole: Path, tmp_path: Path, opening: str) -> None:
+    link(whole, tmp_path / "elsewhere")
+    with pytest.raises(UsageError) as caught:
+        OPENINGS[opening](whole)
+    assert str(caught.value).startswith(f"{whole} {TOLD[link]}")
+
+
+@as_root
+@pytest.mark.invariant("I13")
+def test_a_home_is_not_made_in_a_folder_of_somebody_else(tmp_path: Path) -> None:
+    own(tmp_path, tmp_path)
+    with pytest.raises(UsageError, match=f"belongs to uid {NOBODY_YET}"):
+        main.init_home(tmp_path, FR, Country("FR"), "127.0.0.1:1", "127.0.0.1:1", roots=1, threshold=1, packs=())
+    assert not list(tmp_path.iterdir())

@@ -18,10 +18,10 @@ from node.home.people import Post
 from node.operation import overview
 from node.records import ledger
 from node.records.ledger import Act
-from node.sharing import advisories, answers, recalls, releases, revisions
+from node.sharing import advisories, answers, holders, recalls, releases, revisions
 from node.sharing.advisories import State
 from node.sharing.answers import HolderState
-from node.sharing.revisions import OldHolder
+from node.sharing.holders import OldHolder
 from node.store import tables
 from node.store.database import read
 from tests.nodes import DE, FR, IN, World, agree, document, import_document, make_world
@@ -199,6 +199,154 @@ def test_what_was_raised_stays_raised_by_its_place_or_by_what_it_says(world: Wor
         advisories.label(world[FR], "X", NOTE, Category.EXPLOIT, "there is no victim in it")
 
 
+OLD, NEW = "The victim is the waterworks of Lyon.", "It struck Lyon, and there the waterworks."
+LINK = "https://fr.example/1"
+NOTES = [{"category": "general", "text": text} for text in ("Known.", OLD)], {"category": "details", "text": NEW}
+LINKS = [{"summary": text, "url": LINK, "category": "self"} for text in ("Known.", OLD)], {"summary": NEW, "url": LINK}
+THANKS = [{"summary": text} for text in ("Known.", OLD)], {"organization": NEW}
+ON = {"product_ids": ["P-1"]}
+# Where the raised part stood, where it stands in other words, and what stands there before and after.
+ELSEWHERE: dict[str, tuple[str, str, Any, Any]] = {
+    "a note": ("document/notes/1", "document/notes/0", *NOTES),
+    "a reference": ("document/references/1", "document/references/0", *LINKS),
+    "thanks": ("document/acknowledgments/1/summary", "document/acknowledgments/0/organization", *THANKS),
+    "a note on a flaw": ("vulnerabilities/0/notes/1", "vulnerabilities/0/notes/0", *NOTES),
+    "a reference of a flaw": ("vulnerabilities/0/references/1", "vulnerabilities/0/references/0", *LINKS),
+    "thanks for a flaw": (
+        "vulnerabilities/0/acknowledgments/1/summary",
+        "vulnerabilities/0/acknowledgments/0/organization",
+        *THANKS,
+    ),
+    "a remediation": (
+        "vulnerabilities/0/remediations/1",
+        "vulnerabilities/0/remediations/0",
+        [{"category": "mitigation", "details": text, **ON} for text in ("Known.", OLD)],
+        {"category": "workaround", "details": NEW, **ON},
+    ),
+    "a threat": (
+        "vulnerabilities/0/threats/1",
+        "vulnerabilities/0/threats/0",
+        [{"category": "impact", "details": text, **ON} for text in ("Known.", OLD)],
+        {"category": "exploit_status", "details": NEW, **ON},
+    ),
+    "an involvement": (
+        "vulnerabilities/0/involvements/1",
+        "vulnerabilities/0/involvements/0",
+        [
+            {"party": party, "status": "open", "summary": text}
+            for party, text in (("discoverer", "Known."), ("other", OLD))
+        ],
+        {"party": "vendor", "status": "open", "summary": NEW},
+    ),
+    "a flaw": (
+        "vulnerabilities/1/title",
+        "vulnerabilities/0/ids",
+        [{"title": text} for text in ("Known.", OLD)],
+        {"ids": [{"system_name": NEW, "text": "1"}]},
+    ),
+    "the publisher": (
+        "document/publisher/contact_details",
+        "document/publisher/issuing_authority",
+        {"contact_details": OLD},
+        {"issuing_authority": NEW},
+    ),
+    "the tracking": (
+        "document/tracking/aliases",
+        "document/tracking/generator",
+        {"aliases": [OLD]},
+        {"generator": {"engine": {"name": NEW}}},
+    ),
+    "the document": (
+        "document/aggregate_severity",
+        "document/title",
+        {"aggregate_severity": {"text": OLD}},
+        {"title": NEW},
+    ),
+    "the AI part": ("reproduction", "transferability", {"reproduction": OLD}, {"transferability": NEW}),
+    "a note, now on a flaw": ("document/notes/1", "vulnerabilities/0/notes/0", *NOTES),
+}
+
+
+def with_part(version: str, place: str, part: Any) -> JsonObject:
+    """A file in which `part` stands in the list, or as members of the object, in which `place` is."""
+    flaw: JsonObject = {"cve": "CVE-2026-0001", "product_status": {"known_affected": ["P-1"]}}
+    tree = {"full_product_names": [{"product_id": "P-1", "name": "Pump"}]}
+    content = later("X", version, product_tree=tree, vulnerabilities=[flaw])
+    if "/" not in place:
+        return {"csaf": content, "ai": part}
+    names = [name for name in place.split("/")[:-1] if not name.isdecimal()]
+    within: Any = content
+    for name in names[:-1]:
+        within = within[name][0] if name == "vulnerabilities" else within[name]
+    if isinstance(part, list):
+        within[names[-1]] = part
+    else:
+        within[names[-1]].update(part)
+    return {"csaf": content}
+
+
+@pytest.mark.invariant("I2")
+@pytest.mark.parametrize("which", ELSEWHERE)
+def test_a_raised_part_that_is_not_found_again_raises_what_is_new_beside_it(world: World, which: str) -> None:
+    was, is_, before, after = ELSEWHERE[which]
+    root = "/ai/" if "/" not in was else "/csaf/"
+    first = {**with_part("1", was, before), "handling": {"tlp": "GREEN"}, "labels": {f"{root}{was}": "victim"}}
+    advisories.import_file(world[FR], strictjson.encode(first), "file.json", tlp=None)
+    released(world, DE)
+    known = before[:1] if isinstance(before, list) else None
+    file = with_part("2", is_, after if known is None else [after, *known])
+    made = revise(world, file.pop("csaf"), **file)
+    assert made.kept[f"{root}{is_}"] is Category.VICTIM
+    assert made.unsure[f"{root}{is_}"] == f"{root}{was}"
+    _, own = advisories.own_advisory(world[FR], "X")
+    assert {e.path for e in own.elements if Category.VICTIM in e.categories} == made.kept.keys()
+    with pytest.raises(AwaitsSecondError):
+        advisories.label(world[FR], "X", f"{root}{is_}", Category.PERSONAL, "there is no victim in it")
+
+
+@pytest.mark.invariant("I2")
+def test_a_raised_part_that_moved_is_known_again_by_what_it_says(world: World) -> None:
+    import_document(world[FR], document("X", notes=(OLD, "What is known.")), labels={NOTE: "victim"})
+    released(world, DE)
+    made = revise(world, later("X", "2", notes=("What is known.", OLD, "And more.")))
+    assert made.kept == {NOTE: Category.VICTIM, "/csaf/document/notes/1": Category.VICTIM}
+    assert made.unsure == {}
+
+
+@pytest.mark.invariant("I2")
+def test_nobody_undoes_a_raised_category_alone_by_moving_the_part_and_wording_it_otherwise(world: World) -> None:
+    def notes(*texts: str) -> list[JsonObject]:
+        return [{"category": "details", "title": text.partition(" ")[0], "text": text} for text in texts]
+
+    first = document("X")
+    first["document"]["notes"] = notes("What is known.", OLD)
+    import_document(world[FR], first)
+    advisories.label(world[FR], "X", "/csaf/document/notes/1", Category.VICTIM)
+    released(world, DE)
+    world.sync(DE, FR)
+    assert inbox.content(world[DE], "X").csaf["document"]["notes"] == notes("What is known.")
+    second = later("X", "2")
+    second["document"]["notes"] = notes(f"{OLD}!", "Besides, a second thing is known.", "What is known.")
+    made = revise(world, second)
+    lost = "/csaf/document/notes/1"
+    assert made.unsure == {NOTE: lost}
+    assert made.kept == {NOTE: Category.VICTIM, lost: Category.VICTIM}
+    released(world, DE)
+    world.sync(DE, FR)
+    assert inbox.content(world[DE], "X").csaf["document"]["notes"] == notes("What is known.")
+
+
+@pytest.mark.invariant("I2")
+def test_what_stood_beside_a_raised_part_before_is_as_it_was(world: World) -> None:
+    notes = ("What is known.", OLD, "The reporter is Jane Doe.")
+    labels = {"/csaf/document/notes/1": "victim", "/csaf/document/notes/2": "personal"}
+    import_document(world[FR], document("X", notes=notes), labels=labels)
+    released(world, DE)
+    made = revise(world, later("X", "2", notes=("What is known.", NEW, "The reporter is Jane Doe.")))
+    assert made.kept == {path: Category(category) for path, category in labels.items()}
+    assert made.unsure == {}
+
+
 @pytest.mark.invariant("I2")
 def test_a_file_may_raise_more_and_not_less(world: World) -> None:
     import_document(world[FR], document("X"), labels={NOTE: "personal"})
@@ -244,37 +392,37 @@ def test_the_next_version_follows_the_one_before(world: World, version: str, nex
 def test_a_holder_that_does_not_get_the_new_one_is_listed_until_somebody_decides(world: World) -> None:
     released(world, DE, IN)
     world.sync(IN, FR)
-    assert revisions.old_holders(world[FR], "X") == ()
+    assert holders.old_holders(world[FR], "X") == ()
     next_to(world, 2, DE)
-    assert revisions.old_holders(world[FR], "X") == (OldHolder("X", 2, IN, (1,), True, None),)
+    assert holders.old_holders(world[FR], "X") == (OldHolder("X", 2, IN, (1,), True, None),)
     assert overview.overview(world[FR]).unsettled == 1
     with pytest.raises(UsageError, match="holds the newest revision or none"):
-        revisions.leave(world[FR], "X", DE, "no matter")
+        holders.leave(world[FR], "X", DE, "no matter")
     for reason in ("", "two\nlines", "x" * 501):
         with pytest.raises(UsageError, match="one line"):
-            revisions.leave(world[FR], "X", IN, reason)
-    revisions.leave(world[FR], "X", IN, "an archive")
-    assert revisions.old_holders(world[FR], "X") == (OldHolder("X", 2, IN, (1,), True, "an archive"),)
+            holders.leave(world[FR], "X", IN, reason)
+    holders.leave(world[FR], "X", IN, "an archive")
+    assert holders.old_holders(world[FR], "X") == (OldHolder("X", 2, IN, (1,), True, "an archive"),)
     assert overview.overview(world[FR]).unsettled == 0
     with pytest.raises(UsageError, match="by a decision already"):
-        revisions.leave(world[FR], "X", IN, "again")
+        holders.leave(world[FR], "X", IN, "again")
     next_to(world, 3, DE)  # the decision was about revision 1, and stands
-    assert [(h.peer, h.left) for h in revisions.old_holders(world[FR], "X")] == [(IN, "an archive")]
+    assert [(h.peer, h.left) for h in holders.old_holders(world[FR], "X")] == [(IN, "an archive")]
     assert overview.overview(world[FR]).unsettled == 0
     released(world, IN)
-    assert revisions.old_holders(world[FR], "X") == ()
+    assert holders.old_holders(world[FR], "X") == ()
 
 
 @pytest.mark.invariant("I15")
 def test_a_later_one_that_is_left_behind_too_is_a_new_question(world: World) -> None:
     released(world, DE, IN)
     next_to(world, 2, DE)
-    revisions.leave(world[FR], "X", IN, "an archive")
+    holders.leave(world[FR], "X", IN, "an archive")
     released(world, IN)
     next_to(world, 3, DE)
-    assert revisions.old_holders(world[FR], "X") == (OldHolder("X", 3, IN, (1, 2), False, None),)
+    assert holders.old_holders(world[FR], "X") == (OldHolder("X", 3, IN, (1, 2), False, None),)
     assert overview.overview(world[FR]).unsettled == 1
-    revisions.leave(world[FR], "X", IN, "an archive")
+    holders.leave(world[FR], "X", IN, "an archive")
     assert overview.overview(world[FR]).unsettled == 0
 
 
@@ -283,16 +431,16 @@ def test_those_who_are_left_behind_are_recalled_from_and_nobody_else(world: Worl
     released(world, DE, IN)
     world.sync_all()
     next_to(world, 2, DE)
-    order = revisions.recall_from_old_holders(world[FR], "X")
+    order = holders.recall_from_old_holders(world[FR], "X")
     assert (order.revisions, order.reason) == ((1,), Reason.REPLACED)
     assert [(h.node, h.state) for h in order.holders] == [(IN, HolderState.PENDING)]
-    assert revisions.old_holders(world[FR], "X") == ()
+    assert holders.old_holders(world[FR], "X") == ()
     world.sync_all(2)
     assert states(world, IN) == [(1, InboxState.RECALLED)]
     assert states(world, DE) == [(1, InboxState.SUPERSEDED), (2, InboxState.CURRENT)]
     assert [h.state for h in answers.status(world[FR], "X")[0].holders] == [HolderState.PURGED]
     with pytest.raises(UsageError, match="nobody is left"):
-        revisions.recall_from_old_holders(world[FR], "X")
+        holders.recall_from_old_holders(world[FR], "X")
     assert released(world, IN) == 2  # the newest one is not recalled
     assert ledger.rows(world[FR], IN, "X", (Act.RECALL,))[0].facts["revisions"] == [1]
 
@@ -302,9 +450,9 @@ def test_a_recall_from_some_leaves_what_others_have_not_fetched(world: World) ->
     released(world, DE, IN)
     revise(world, later("X", "2"))
     released(world, DE)
-    revisions.leave(world[FR], "X", IN, "its archive")
+    holders.leave(world[FR], "X", IN, "its archive")
     next_to(world, 3, IN)
-    revisions.recall_from_old_holders(world[FR], "X")
+    holders.recall_from_old_holders(world[FR], "X")
     assert [h.node for h in answers.status(world[FR], "X")[0].holders] == [DE]
     world.sync(IN, FR)
     assert states(world, IN) == [(1, InboxState.SUPERSEDED), (3, InboxState.CURRENT)]
@@ -315,8 +463,8 @@ def test_what_was_taken_back_is_held_no_more(world: World) -> None:
     released(world, DE, IN)
     next_to(world, 2, DE)
     assert releases.withdraw(world[FR], "X", IN) != ()
-    assert revisions.old_holders(world[FR], "X") == ()
-    assert overview.overview(world[FR]).withdrawn == (("X", IN),)
+    assert holders.old_holders(world[FR], "X") == ()
+    assert overview.overview(world[FR]).withdrawn == ()  # a person did it, and knows
     recalls.give(world[FR], "X", Reason.ERROR, (2,))
     assert overview.overview(world[FR]).unsettled == 0  # a recalled revision is not the newest
 

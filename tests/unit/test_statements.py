@@ -19,7 +19,7 @@ from federation.statement import Kind, Statement, Subject
 from node.desk import inbox
 from node.desk.inbox import Disposition, InboxState
 from node.home.people import Post
-from node.peering import peers
+from node.peering import feeds, peers
 from node.sharing import releases, statements
 from node.sharing.statements import Kept
 from node.store.database import read, write
@@ -344,11 +344,68 @@ def test_a_refusal_is_shown_with_the_advisory_that_was_refused(tmp_path: Path) -
     assert statements.all_kept(chain[DE], "OTHER") == ()
     (own,) = statements.all_kept(chain[IN])
     assert (own.by, own.peer, own.concerns) == ("policy", None, ())
+    assert entry.seq is not None
     with read(chain[DE].engine) as tx:
-        assert statements.refused(tx, IN, f"{DE}/feeds/{IN}/1") == {entry.seq}
-        assert statements.refused(tx, IN, f"{DE}/feeds/{IN}/2") == frozenset()
-        assert statements.refused(tx, FR, f"{DE}/feeds/{IN}/1") == frozenset()
+        feed = feeds.out_feed(tx, IN)
+        assert statements.refused(tx, feed, entry.seq)
+        assert not statements.refused(tx, feed, entry.seq - 1)
+        assert not statements.refused(tx, replace(feed, origin=f"{DE}/feeds/{IN}/2"), entry.seq)
+        assert not statements.refused(tx, replace(feed, peer=FR), entry.seq)
     chain.close()
+
+
+def refuse_by_hand(chain: Chain, *seqs: int) -> None:
+    """IN tells DE, in a statement for each, that it did not take entries; whether or not that is so."""
+    for seq in seqs:
+        entry = {"seq": seq, "leaf_hash": "ab" * 32, "code": "X", "rules": []}
+        body = {"feed": f"{DE}/feeds/{IN}/1", "entries": [entry]}
+        append_by_hand(chain[IN], DE, Said(by_hand(chain, IN, DE, kind=Kind.REFUSAL, body=body, about=None).document))
+    chain.sync(DE, IN)
+
+
+def test_of_the_refusals_of_a_peer_only_some_are_read_for_one_release(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "_MAX_REFUSALS", 3)
+    opened: list[bytes] = []
+    real = statement.reread
+
+    def reread(document_: bytes) -> Statement:
+        opened.append(document_)
+        return real(document_)
+
+    monkeypatch.setattr(statement, "reread", reread)
+    with read(chain[DE].engine) as tx:
+        feed = feeds.out_feed(tx, IN)
+    seq = feed.size - 1  # what DE has passed on
+
+    def refused() -> bool:
+        opened.clear()
+        with read(chain[DE].engine) as tx:
+            return statements.refused(tx, feed, seq)
+
+    refuse_by_hand(chain, 100, 101)
+    assert (refused(), len(opened)) == (False, 2)
+    refuse_by_hand(chain, *range(102, 110))
+    assert (refused(), len(opened)) == (False, 3)
+    refuse_by_hand(chain, seq)
+    assert (refused(), len(opened)) == (False, 3)  # it counts as taken: nothing is sent again
+
+
+def test_a_refusal_from_before_the_release_is_not_read(chain: Chain) -> None:
+    with read(chain[DE].engine) as tx:
+        feed = feeds.out_feed(tx, IN)
+    refuse_by_hand(chain, feed.size, feed.size + 1)  # what there is not yet
+    chain.clock.move(minutes=1)
+    item = send(chain, "LATER")
+    give(chain, "LATER")
+    entry = pass_on(chain, item)
+    assert entry.seq in (feed.size, feed.size + 1)
+    with read(chain[DE].engine) as tx:
+        assert not statements.refused(tx, feed, entry.seq)
+    refuse_by_hand(chain, entry.seq)
+    with read(chain[DE].engine) as tx:
+        assert statements.refused(tx, feed, entry.seq)
 
 
 @pytest.mark.parametrize("feed", [f"{DE}/feeds/{IN}/1", "no feed\0 at all"])
