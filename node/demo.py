@@ -220,7 +220,7 @@ class _Demo:
 
     @staticmethod
     def _environment() -> dict[str, str]:
-        return {name: value for name, value in os.environ.items() if not name.startswith("APOSTILLE_")}
+        return {name: value for name, value in os.environ.items() if not name.startswith(("APOSTILLE_", "SUDO_"))}
 
     def _all(self, act: Callable[[Site], object], sites: Iterable[Site] | None = None) -> None:
         with ThreadPoolExecutor(len(self.sites)) as pool:

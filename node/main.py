@@ -26,7 +26,7 @@ from federation.limits import MAX_ROOT_KEYS
 from federation.model import SPOKEN_VERSIONS, Country, NodeId
 from federation.policy.engine import RuleBook, rule_book
 from federation.policy.packs import load_pack
-from node.home import keys, lock, owncard, people
+from node.home import keys, lock, owncard, owned, people
 from node.home.context import Node
 from node.home.owncard import OwnCard
 from node.home.people import People, Post
@@ -38,9 +38,19 @@ _CARD_FILE = "card.json"  # where the first version kept this node's card
 PASSPHRASE_FILE = "passphrase"  # noqa: S105 - the name of a file
 PASSPHRASE_VARIABLE = "APOSTILLE_PASSPHRASE"  # noqa: S105 - the name of a variable
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"  # systemd.exec(5): set by the service manager for LoadCredential
+SUDO_VARIABLE = "SUDO_UID"  # sudo(8): the user id of whoever called it
 NOTIFY_VARIABLE = "NOTIFY_SOCKET"  # sd_notify(3)
 DEFAULT_POLL_INTERVAL_S = 60
 _PASSPHRASE_BYTES = 32
+_OWNED = (
+    settings.FILE_NAME,
+    DATABASE_FILE,
+    f"{DATABASE_FILE}-wal",
+    f"{DATABASE_FILE}-shm",
+    "keys",
+    "roots",
+    PASSPHRASE_FILE,
+)
 _START_BYTES = 16
 
 
@@ -69,6 +79,7 @@ def init_home(
         raise UsageError(f"roots: 1 to {MAX_ROOT_KEYS} keys, and a threshold of 1 to that many")
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise UsageError(f"{home} is no empty folder; name a new one with --home")
+    check_owner(home)
     existed = home.exists()
     chosen = Settings(node, jurisdiction, listen, advertise, DEFAULT_POLL_INTERVAL_S, packs, database=server)
     book_of(chosen)  # a law pack that does not exist is found before anything is made
@@ -112,7 +123,7 @@ def _fill_home(home: Path, chosen: Settings, roots: int, threshold: int) -> Card
     engine = engine_of(home, chosen)
     try:
         with database.create(engine, chosen.node, now) as tx:  # last: a server's tables would not go with the home
-            owncard.store(tx, card, document, at=now, by=people.account())
+            owncard.store(tx, card, document, at=now, by=account())
     finally:
         engine.dispose()
     return card
@@ -148,7 +159,7 @@ def open_node(home: Path) -> Node:
         book=book_of(chosen),
         clock=utc_now,
         entropy=secrets.token_bytes,
-        actor=people.account(),
+        actor=account(),
         people=people_of(home, chosen),
         start=secrets.token_bytes(_START_BYTES),
     )
@@ -180,8 +191,8 @@ def upgrade_home(home: Path, *, keep_copy: bool) -> Upgraded:
     The first version kept this node's card in a file; it moves into the database with the rest. Raises UsageError while
     a server runs and for what cannot be upgraded, NotAllowedError to who is no operator.
     """
-    chosen, account, now = read_settings(home), people.account(), utc_now()
-    people.require(people_of(home, chosen), account, Post.OPERATOR)
+    chosen, by, now = read_settings(home), account(), utc_now()
+    people.require(people_of(home, chosen), by, Post.OPERATOR)
     copy = home / DATABASE_FILE if keep_copy else None
     file = home / _CARD_FILE
     with lock.hold(home):
@@ -190,11 +201,11 @@ def upgrade_home(home: Path, *, keep_copy: bool) -> Upgraded:
             with database.upgrade(engine, chosen.node, now, copy=copy) as (tx, done):
                 if not owncard.history(tx):
                     document, card = _card_in(file, chosen)
-                    owncard.store(tx, card, document, at=card.issued_at, by=account)
+                    owncard.store(tx, card, document, at=card.issued_at, by=by)
                 spent = file.is_file() and file.read_bytes() in owncard.history(tx)
                 if done.before != done.after:
                     detail = f"schema {done.before} to {done.after}"
-                    database.record(tx, at=now, by=account, act="database.upgrade", subject=chosen.node, detail=detail)
+                    database.record(tx, at=now, by=by, act="database.upgrade", subject=chosen.node, detail=detail)
             database.scrub(engine)
         finally:
             engine.dispose()
@@ -217,7 +228,8 @@ def _card_in(file: Path, chosen: Settings) -> tuple[bytes, Card]:
 
 
 def read_settings(home: Path) -> Settings:
-    """The settings of `home`. Raises UsageError."""
+    """The settings of `home`, which must be of whoever reads them. Raises UsageError."""
+    check_owner(home)
     path = home / settings.FILE_NAME
     try:
         return settings.read(path.read_text(encoding="utf-8"), str(path))
@@ -225,6 +237,11 @@ def read_settings(home: Path) -> Settings:
         raise UsageError(f"{home} is no home of a node; make one with: apostille --home {home} init") from e
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"{path} cannot be read") from e
+
+
+def check_owner(home: Path) -> None:
+    """Refuses a home that is not, or not all, of the account that this process runs as. Raises UsageError."""
+    owned.check((home, *(home / name for name in _OWNED)), os.geteuid())
 
 
 def own_card(engine: Engine, chosen: Settings) -> OwnCard:
@@ -240,6 +257,11 @@ def own_card(engine: Engine, chosen: Settings) -> OwnCard:
 def people_of(home: Path, chosen: Settings) -> People:
     """Who may do what on this node. Raises UsageError."""
     return people.read(chosen.people, people.name_of(home.stat().st_uid), str(home / settings.FILE_NAME))
+
+
+def account() -> str:
+    """Who acts, by account name. Raises UsageError."""
+    return people.account(os.environ.get(SUDO_VARIABLE))
 
 
 def passphrase_of(home: Path) -> bytes | None:

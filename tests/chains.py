@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select
@@ -59,11 +60,19 @@ class Chain(World):
                 self.sync(one, other)
 
 
-def make_chain(folder: Path, *links: Link, packs: tuple[str, ...] = ()) -> Chain:
+def make_chain(
+    folder: Path,
+    *links: Link,
+    packs: tuple[str, ...] = (),
+    databases: Mapping[NodeId, str | None] = MappingProxyType({}),
+) -> Chain:
     """The nodes that `links` name (FR to DE to IN if there is none); no agreement yet."""
     links = links or LINE
     names = dict.fromkeys(name for link in links for name in link)
-    made = {name: make_node(folder, name, {**COUNTRY_OF, KE: "KE"}[name], packs=packs) for name in names}
+    made = {
+        name: make_node(folder, name, {**COUNTRY_OF, KE: "KE"}[name], packs=packs, database=databases.get(name))
+        for name in names
+    }
     clock = Clock(max(node.card.issued_at for node in made.values()) + timedelta(minutes=1))
     nodes = {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}
     for node in nodes.values():

@@ -6,9 +6,10 @@ ledger and the feeds to peers are checked in `node.audit.verify`, the feeds from
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Column, Connection, Row, Select, String, select, type_coerce
@@ -27,6 +28,7 @@ from node.store.tables import agreements as agreements_table
 from node.store.tables import statements as statements_table
 
 AT_ONCE: Final = 32  # rows with bytes that are held in memory: each may have some megabytes
+_UNREADABLE: Final = (SQLAlchemyError, ArithmeticError, TypeError, ValueError)  # SQLite takes values of any type
 _WRITTEN: Final = "%Y-%m-%d %H:%M:%S.%f"  # how SQLite keeps an instant
 
 
@@ -39,24 +41,59 @@ class Finding:
 
 
 def guarded(place: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """`findings`; that something cannot be read at all is one as well, at `place`, and ends them."""
+    """`findings` in several places; that the database cannot be read is one as well, and ends them.
+
+    What a single row holds must not come so far: `in_order` and `told` are for that.
+    """
     try:
         yield from findings
     except ApostilleError as e:
         yield Finding(place, str(e))
-    except (SQLAlchemyError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        # SQLite takes values of any type. The error's own text could name what stands there.
-        yield Finding(place, f"it cannot be read ({type(e).__name__})")
+    except _UNREADABLE as e:
+        yield _unreadable(place, e)
 
 
 def told(place: str, sentences: Iterator[str]) -> Iterator[Finding]:
-    """The same for what is found at one place."""
-    return guarded(place, (Finding(place, says) for says in sentences))
+    """What is found at one place; that what stands there makes no sense is found as well."""
+    try:
+        yield from (Finding(place, says) for says in sentences)
+    except ApostilleError as e:
+        yield Finding(place, str(e))
+    except (*_UNREADABLE, AttributeError, LookupError) as e:
+        yield _unreadable(place, e)
 
 
-def rows(tx: Connection, query: Select[Any]) -> Iterator[Row[Any]]:
-    """The rows of a query, some at once."""
-    yield from tx.execute(query, execution_options={"yield_per": AT_ONCE})
+def _unreadable(place: str, error: Exception) -> Finding:
+    return Finding(place, f"it cannot be read ({type(error).__name__})")  # its own text could name what stands there
+
+
+def in_order(tx: Connection, query: Select[Any], key: Column[Any]) -> Iterator[tuple[Any, Row[Any] | None]]:
+    """The rows of a query by a column that is unique among them; None in the place of one that cannot be read."""
+    ordered, after = query.order_by(key).limit(AT_ONCE), None
+    while True:
+        page = ordered if after is None else ordered.where(key > after)
+        found: list[tuple[Any, Row[Any] | None]]
+        try:
+            found = [(row._mapping[key], row) for row in tx.execute(page)]
+        except _UNREADABLE:
+            keys = tx.execute(page.with_only_columns(key)).scalars().all()
+            found = [(value, _one(tx, query.where(key == value))) for value in keys]
+        if not found:
+            return
+        yield from found
+        after = found[-1][0]
+
+
+def _one(tx: Connection, query: Select[Any]) -> Row[Any] | None:
+    try:
+        return tx.execute(query).one()
+    except _UNREADABLE:
+        return None
+
+
+def row_or(place: str, row: Row[Any] | None, check: Callable[[Row[Any]], Iterator[str]]) -> Iterator[Finding]:
+    """What `check` finds in a row of `in_order`."""
+    return iter((Finding(place, "it cannot be read"),)) if row is None else told(place, check(row))
 
 
 def as_written(column: Column[Any]) -> Any:
@@ -106,9 +143,9 @@ def _in_use(row: Row[Any], newest: Card | None) -> Iterator[str]:
 
 def own_advisories(node: Node, tx: Connection, cards: Cards) -> Iterator[Finding]:
     """What was issued here: core, disclosures, handling and name belong together under a key of ours."""
-    query = select(advisories).where(advisories.c.core.is_not(None)).order_by(advisories.c.id)
-    for row in rows(tx, query):
-        yield from told(f"advisory {row.id}", _own(node, row, cards))
+    query = select(advisories).where(advisories.c.core.is_not(None))
+    for number, found in in_order(tx, query, advisories.c.id):
+        yield from row_or(f"advisory {number}", found, lambda row: _own(node, row, cards))
 
 
 def _own(node: Node, row: Row[Any], cards: Cards) -> Iterator[str]:
@@ -129,9 +166,8 @@ def _own(node: Node, row: Row[Any], cards: Cards) -> Iterator[str]:
 
 def agreed(tx: Connection, cards: Cards) -> Iterator[Finding]:
     """The agreements, with the signatures that are said to be under each."""
-    query = select(agreements_table).order_by(agreements_table.c.name, agreements_table.c.version)
-    for row in rows(tx, query):
-        yield from told(f"agreement {row.digest.hex()[:16]}", _agreement(row, cards))
+    for digest, found in in_order(tx, select(agreements_table), agreements_table.c.digest):
+        yield from row_or(f"agreement {digest.hex()[:16]}", found, lambda row: _agreement(row, cards))
 
 
 def _agreement(row: Row[Any], cards: Cards) -> Iterator[str]:
@@ -151,8 +187,8 @@ def assertions(tx: Connection, cards: Cards) -> Iterator[Finding]:
         (grants, "grant", _grant),
         (statements_table, "statement", _statement),
     ):
-        for row in rows(tx, select(table).order_by(table.c.digest)):
-            yield from told(f"{what} {row.digest.hex()[:16]}", check(row, cards))
+        for digest, found in in_order(tx, select(table), table.c.digest):
+            yield from row_or(f"{what} {digest.hex()[:16]}", found, partial(check, cards=cards))
 
 
 def _recall(row: Row[Any], cards: Cards) -> Iterator[str]:

@@ -8,9 +8,10 @@ inbox item repeats the time can it be compared. Reading only.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, select
+from sqlalchemy import Connection, and_, select
 
 from federation import entries, errors, handling, merkle, sdjwt
 from federation.checkpoint import Checkpoint, VerifierKey
@@ -20,7 +21,7 @@ from federation.feed import signed_head
 from federation.merkle import EMPTY, RightEdge
 from federation.model import NodeId, Role
 from federation.vouching import Cards
-from node.audit.holdings import AT_ONCE, Finding, as_written, guarded, instant_of, told
+from node.audit.holdings import AT_ONCE, Finding, as_written, guarded, in_order, instant_of, told
 from node.desk.inbox import Disposition, InboxState
 from node.store.database import storable
 from node.store.tables import in_entries, in_feeds, inbox
@@ -37,9 +38,14 @@ _CODES: Final = frozenset(
 
 @dataclass(slots=True)
 class _Walk:
-    """A feed as far as it was read: its tree, what was erased in it, and what later entries name as erased."""
+    """A feed as far as it was read: its tree, what was erased in it, and what later entries name as erased.
+
+    `size` counts its entries, those that are missing too; then it is not `whole`, and the tree is not known any more.
+    """
 
     origin: str
+    size: int = 0
+    whole: bool = True
     edge: RightEdge = EMPTY
     erased: set[int] = field(default_factory=set)
     named: set[int] = field(default_factory=set)
@@ -53,30 +59,46 @@ def check(tx: Connection, cards: Cards, advance: Callable[[], None]) -> Iterator
 
 
 def _feed(tx: Connection, number: int, walk: _Walk, cards: Cards, advance: Callable[[], None]) -> Iterator[Finding]:
-    for entry, item in _entries(tx, number):
+    for seq, entry, item in _entries(tx, number):
         advance()
-        if entry.seq != walk.edge.size:
-            yield Finding(f"received entry {walk.edge.size} of {walk.origin}", "it is not here")
-            return
-        place = f"received entry {entry.seq} of {walk.origin}"
+        if type(seq) is not int:
+            yield Finding(f"feed {walk.origin}", "an entry in it has no number")
+            continue
+        if seq != walk.size:
+            yield Finding(f"received entry {walk.size} of {walk.origin}", "it is not here")
+            walk.whole = False
+        walk.size = seq + 1
+        place = f"received entry {seq} of {walk.origin}"
+        if entry is None:
+            yield Finding(place, "it cannot be read")
+            walk.whole = False
+            continue
         yield from told(place, _entry(entry, item, walk))
+        yield from told(place, _grow(entry, walk))
+    yield from told(f"feed {walk.origin}", _heads(tx, number, walk, cards))
+
+
+def _grow(entry: Any, walk: _Walk) -> Iterator[str]:
+    """The tree with the entry in it; where its leaf hash is none, the tree ends."""
+    whole, walk.whole = walk.whole, False
+    if whole:
         walk.edge = walk.edge.append(entry.leaf_hash)
-    row = tx.execute(select(in_feeds).where(in_feeds.c.id == number)).one()
-    yield from told(f"feed {walk.origin}", _heads(row, walk, cards))
+        walk.whole = True
+    yield from ()
 
 
-def _entries(tx: Connection, feed: int) -> Iterator[tuple[Any, Any]]:
-    """The entries of a feed in their order, each with the inbox item that was filed from it."""
+def _entries(tx: Connection, feed: int) -> Iterator[tuple[Any, Any, Any]]:
+    """The numbers of the entries of a feed in their order, each with its row and the inbox item filed from it."""
     columns = [column for column in in_entries.c if column is not in_entries.c.received_at]
     query = select(*columns, as_written(in_entries.c.received_at)).where(in_entries.c.feed == feed)
     columns = [column for column in inbox.c if column is not inbox.c.received_at]
     filed = select(*columns, as_written(inbox.c.received_at)).where(inbox.c.feed == feed)
-    seq, after = in_entries.c.seq, -(1 << 63)
-    while page := tx.execute(query.where(seq > after).order_by(seq).limit(AT_ONCE)).all():
-        last = page[-1].seq
-        items = {row.seq: row for row in tx.execute(filed.where(inbox.c.seq > after, inbox.c.seq <= last))}
-        yield from ((row, items.get(row.seq)) for row in page)
-        after = last
+    entries_ = in_order(tx, query, in_entries.c.seq)
+    while page := list(islice(entries_, AT_ONCE)):
+        first, last = page[0][0], page[-1][0]
+        these = filed.where(inbox.c.seq >= first, inbox.c.seq <= last)
+        items = {row.seq: row for _, row in in_order(tx, these, inbox.c.id) if row is not None}
+        yield from ((seq, row, items.get(seq)) for seq, row in page)
 
 
 def _entry(entry: Any, item: Any, walk: _Walk) -> Iterator[str]:
@@ -137,9 +159,10 @@ def _item(item: Any, delivery: Delivery, origin: str) -> Iterator[str]:
         yield f"inbox item {item.id} has another title than the entry"
 
 
-def _heads(row: Row[Any], walk: _Walk, cards: Cards) -> Iterator[str]:
+def _heads(tx: Connection, number: int, walk: _Walk, cards: Cards) -> Iterator[str]:
     """The signed heads lead through this tree; what is erased is named, or still awaits the entry that names it."""
-    if (walk.edge.size, walk.edge.encode()) != (row.size, row.edge):
+    row = tx.execute(select(in_feeds).where(in_feeds.c.id == number)).one()
+    if walk.whole and (walk.edge.size, walk.edge.encode()) != (row.size, row.edge):
         yield "the tree of its entries is another one than is noted"
     keys = [VerifierKey(walk.origin, k.public) for k in cards.keys(NodeId(row.peer), Role.FEED)]
     for note, which in ((row.head, "head"), (row.newest, "newest head")):
@@ -155,11 +178,11 @@ def _heads(row: Row[Any], walk: _Walk, cards: Cards) -> Iterator[str]:
 
 
 def _head(head: Checkpoint, walk: _Walk, which: str, *, exact: bool) -> Iterator[str]:
-    if exact and head.size != walk.edge.size:
+    if exact and head.size != walk.size:
         yield f"its {which} is one of another size"
-    if head.size < walk.edge.size:
+    if head.size < walk.size:
         yield f"its {which} is smaller than the feed"
-    elif head.size == walk.edge.size and head.root != walk.edge.root():
+    elif walk.whole and head.size == walk.size and head.root != walk.edge.root():
         yield f"its {which} was signed for another root"
 
 

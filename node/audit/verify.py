@@ -1,6 +1,6 @@
-"""Does what this node says of the past agree with what it sent, and with what peers have signed? (I14)
+"""Does what this node says of its disclosures agree with what it sent, and with what peers have signed? (I14)
 
-Nothing is believed that can be computed again: the chain of the ledger, the tree of every feed, every signature. In one
+What can be computed again is not believed: the chain of the ledger, the tree of every feed, the signatures. In one
 read transaction, row by row, these are checked:
 
 1. cards, own advisories, agreements, recalls, grants and statements: each signature, under a key of that time, and that
@@ -12,16 +12,25 @@ read transaction, row by row, these are checked:
 4. every receipt: signed by our key and cosigned by the peer's, of that time, and its root is ours at that size;
 5. every feed from a peer, and the inbox (`node.audit.received`).
 
-What cannot be found: a change by somebody who computes everything after it anew, of what no peer has signed yet. That
-is the rows after the last receipt, and of a row the members that stand in no entry: local user, time and rules. A proof
-that was exported (`node.audit.proofs`) pins those: it carries the digest of its row.
+What cannot be found is what somebody changes who can write to the database and computes everything after it anew, where
+no signature of a peer lies here that contradicts it:
+
+- the entries and rows after the last receipt, and of any row the members that stand in no entry: local user, time and
+  rules;
+- that everything that was sent to one peer is gone, with its receipts; only that peer can show those then;
+- that a document is gone from where it is filed, and nothing else tells of it: a statement, a recall, a grant.
+
+A proof that was exported (`node.audit.proofs`) pins the ledger up to its row, whose digest it carries. Not looked at
+are the audit rows, approvals, alarms, and what people have set: posts, trust in peers, marks and notes in the inbox.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, func, select
+from sqlalchemy import Connection, and_, func, select
 
 from federation import account as accounts
 from federation import assertion, entries, merkle, proof, recall
@@ -32,7 +41,7 @@ from federation.merkle import EMPTY, RightEdge
 from federation.model import JsonObject, NodeId, Role, instant_text
 from federation.vouching import Cards
 from node.audit import holdings, received
-from node.audit.holdings import AT_ONCE, Finding, as_written, guarded, instant_of, rows, told
+from node.audit.holdings import AT_ONCE, Finding, as_written, guarded, in_order, instant_of, row_or, told
 from node.home.context import Node
 from node.records import ledger as book
 from node.records.ledger import Act
@@ -54,11 +63,16 @@ class Report:
 
 @dataclass(slots=True)
 class _Walk:
-    """A feed to a peer as far as it was read: its tree, and which entry is said to have erased which."""
+    """A feed to a peer as far as it was read: its tree, and which entry is said to have erased which.
+
+    `size` counts its entries, those that are missing too; then it is not `whole`, and the tree is not known any more.
+    """
 
     id: int
     peer: NodeId
     origin: str
+    size: int = 0
+    whole: bool = True
     edge: RightEdge = EMPTY
     erased: dict[int, int] = field(default_factory=dict)
     receipt: bytes = b""
@@ -106,21 +120,21 @@ def _chain(tx: Connection, advance: Callable[[], None]) -> Iterator[Finding]:
     origins = {row.id: row.origin for row in tx.execute(select(out_feeds.c.id, out_feeds.c.origin))}
     columns = [column for column in ledger.c if column is not ledger.c.at]
     before, number = book.GENESIS, 0
-    for row in rows(tx, select(*columns, as_written(ledger.c.at)).order_by(ledger.c.id)):
+    for key, row in in_order(tx, select(*columns, as_written(ledger.c.at)), ledger.c.id):
         advance()
         number += 1
-        if row.id != number:
+        if key != number:
             yield Finding(f"ledger row {number}", "it is not here")
-            number = row.id
-        yield from told(f"ledger row {row.id}", _row(row, before, origins.get(row.feed)))
-        before = row.digest
+            number = key
+        yield from row_or(f"ledger row {key}", row, partial(_row, before=before, origins=origins))
+        before = row.digest if row is not None else b""
     here = and_(out_entries.c.feed == ledger.c.feed, out_entries.c.seq == ledger.c.seq)
     lost = select(ledger.c.id).outerjoin(out_entries, here).where(out_entries.c.seq.is_(None)).order_by(ledger.c.id)
     for number in tx.execute(lost).scalars():
         yield Finding(f"ledger row {number}", "the entry that it tells of is not here")
 
 
-def _row(row: Any, before: bytes, origin: str | None) -> Iterator[str]:
+def _row(row: Any, before: bytes, origins: Mapping[int, str]) -> Iterator[str]:
     if book.chained(before, row.record) != row.digest:
         yield "its digest does not follow from the row before and its record"
     facts = book.facts_of(row.record)
@@ -131,7 +145,7 @@ def _row(row: Any, before: bytes, origin: str | None) -> Iterator[str]:
         "by": row.by,
         "act": row.kind,
         "peer": row.peer,
-        "feed": origin,
+        "feed": origins.get(row.feed),
         "seq": row.seq,
     }
     for name, value in columns.items():
@@ -142,49 +156,69 @@ def _row(row: Any, before: bytes, origin: str | None) -> Iterator[str]:
 
 def _sent(node: Node, tx: Connection, cards: Cards, advance: Callable[[], None]) -> Iterator[Finding]:
     """(3) and (4)"""
-    for row in tx.execute(select(out_feeds).order_by(out_feeds.c.id)).all():
+    for row in tx.execute(select(out_feeds.c.id, out_feeds.c.peer, out_feeds.c.origin).order_by(out_feeds.c.id)).all():
         walk = _Walk(row.id, NodeId(row.peer), row.origin)
-        yield from guarded(f"feed {row.origin}", _feed(node, tx, row, walk, cards, advance))
+        yield from guarded(f"feed {row.origin}", _feed(node, tx, walk, cards, advance))
     known = select(out_feeds.c.id)
     for seq in tx.execute(select(out_entries.c.seq).where(out_entries.c.feed.not_in(known))).scalars():
         yield Finding(f"entry {seq}", "it belongs to a feed that there is not")
 
 
-def _feed(
-    node: Node, tx: Connection, row: Row[Any], walk: _Walk, cards: Cards, advance: Callable[[], None]
-) -> Iterator[Finding]:
-    for entry, told_of in _entries(tx, walk.id):
+def _feed(node: Node, tx: Connection, walk: _Walk, cards: Cards, advance: Callable[[], None]) -> Iterator[Finding]:
+    """Each entry by itself, whatever is wrong with those before it."""
+    for seq, entry, told_of in _entries(tx, walk.id):
         advance()
-        if entry.seq != walk.edge.size:
-            yield Finding(f"entry {walk.edge.size} of {walk.origin}", "it is not here")
-            return
-        place = f"entry {entry.seq} of {walk.origin}"
-        walk.edge = walk.edge.append(entry.leaf_hash)
+        if type(seq) is not int:
+            yield Finding(f"feed {walk.origin}", "an entry in it has no number")
+            continue
+        if seq != walk.size:
+            yield Finding(f"entry {walk.size} of {walk.origin}", "it is not here")
+            walk.whole = False
+        walk.size = seq + 1
+        place = f"entry {seq} of {walk.origin}"
+        if entry is None:
+            yield Finding(place, "it cannot be read")
+            walk.whole = False
+            continue
+        yield from told(place, _grow(entry, walk))
         yield from told(place, _entry(entry, walk))
         yield from told(place, _accounted(node, tx, entry, told_of, walk))
         for given in told_of:
             if given.kind == Act.RECEIPT:
-                yield from told(f"ledger row {given.id}", _receipt(given.record, walk, cards))
-    yield from told(f"feed {walk.origin}", _end(tx, row, walk))
+                yield from told(f"ledger row {given.id}", _receipt(given.record, entry, walk, cards))
+    yield from told(f"feed {walk.origin}", _end(tx, walk))
 
 
-def _entries(tx: Connection, feed: int) -> Iterator[tuple[Any, list[Any]]]:
-    """The entries of a feed in their order, each with the ledger's rows on it."""
-    query = select(out_entries).where(out_entries.c.feed == feed)
+def _entries(tx: Connection, feed: int) -> Iterator[tuple[Any, Any, list[Any]]]:
+    """The numbers of the entries of a feed in their order, each with its row and the ledger's rows on it."""
+    entries_ = in_order(tx, select(out_entries).where(out_entries.c.feed == feed), out_entries.c.seq)
     on_them = select(ledger.c.id, ledger.c.kind, ledger.c.seq, ledger.c.record).where(ledger.c.feed == feed)
-    seq, after = out_entries.c.seq, -(1 << 63)
-    while page := tx.execute(query.where(seq > after).order_by(seq).limit(AT_ONCE)).all():
-        last = page[-1].seq
+    while page := list(islice(entries_, AT_ONCE)):
+        first, last = page[0][0], page[-1][0]
         found: dict[int, list[Any]] = {}
-        for row in tx.execute(on_them.where(ledger.c.seq > after, ledger.c.seq <= last).order_by(ledger.c.id)):
-            found.setdefault(row.seq, []).append(row)
-        yield from ((row, found.get(row.seq, [])) for row in page)
-        after = last
+        for _, row in in_order(tx, on_them.where(ledger.c.seq >= first, ledger.c.seq <= last), ledger.c.id):
+            if row is not None:
+                found.setdefault(row.seq, []).append(row)
+        yield from ((seq, row, found.get(seq, [])) for seq, row in page)
+
+
+def _grow(entry: Any, walk: _Walk) -> Iterator[str]:
+    """The tree with the entry in it; where its leaf hash is none, the tree ends."""
+    whole, walk.whole = walk.whole, False
+    if whole:
+        walk.edge = walk.edge.append(entry.leaf_hash)
+        walk.whole = True
+    yield from ()
+
+
+def _root(entry: Any, walk: _Walk) -> bytes:
+    """The root up to the entry, as it follows; where entries before it are lost, as it was noted."""
+    return walk.edge.root() if walk.whole else bytes(entry.root)
 
 
 def _entry(entry: Any, walk: _Walk) -> Iterator[str]:
     """The entry by itself, and in the tree."""
-    if walk.edge.root() != entry.root:
+    if _root(entry, walk) != entry.root:
         yield "the root noted beside it does not follow from the entries up to it"
     if (entry.data is None) is not (entry.erased_by is not None):
         yield "its bytes are here, and it counts as erased; or neither"
@@ -268,12 +302,12 @@ def _reasons(body: Erasing) -> JsonObject:
     return {"recall": assertion.reread(body.document, recall.JWS_TYPE).digest.hex()}
 
 
-def _receipt(record: bytes, walk: _Walk, cards: Cards) -> Iterator[str]:
+def _receipt(record: bytes, entry: Any, walk: _Walk, cards: Cards) -> Iterator[str]:
     """(4), at the entry that it ends with."""
     facts = book.facts_of(record)
     note = from_b64url(facts["receipt"])
     head = Checkpoint.of(note)
-    if (head.origin, head.size, head.root) != (walk.origin, walk.edge.size, walk.edge.root()):
+    if (head.origin, head.size, head.root) != (walk.origin, walk.size, _root(entry, walk)):
         yield "the receipt is not for the feed up to this entry"
     if (facts["size"], facts["root"]) != (head.size, head.root.hex()):
         yield "the row says something else than the receipt"
@@ -292,8 +326,9 @@ def _signatures(note: bytes, walk: _Walk, cards: Cards) -> Iterator[str]:
         yield f"the receipt is not signed by a key that {walk.peer} had then"
 
 
-def _end(tx: Connection, row: Row[Any], walk: _Walk) -> Iterator[str]:
-    if (walk.edge.size, walk.edge.encode()) != (row.size, row.edge):
+def _end(tx: Connection, walk: _Walk) -> Iterator[str]:
+    row = tx.execute(select(out_feeds).where(out_feeds.c.id == walk.id)).one()
+    if walk.whole and (walk.size, walk.edge.encode()) != (row.size, row.edge):
         yield "the tree of its entries is another one than is noted"
     if walk.erased:
         yield f"entry {min(walk.erased)} counts as erased by an entry that does not name it"

@@ -89,9 +89,7 @@ def _say_what_next(drafts: tuple[str, ...]) -> None:
     screen.note("  apostille peer list        a peer that was distrusted since may be trusted again")
     if drafts:
         screen.note(f"  drafts of that time: {', '.join(drafts)}")
-        screen.note(
-            "    one that was released since is with peers already; released again, it is a new revision"
-        )
+        screen.note("    one that was released since is with peers already; released again, it is a new revision")
     screen.note(
         "Then: apostille serve. It hears its peers first; alarms and `apostille peer epoch list` tell what is lost."
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HOME_VARIABLE = "APOSTILLE_HOME"
 DEFAULT_HOME = Path("~/.apostille")
+_SETTINGS = "apostille.yaml"  # what makes a folder a home
 _chosen: ContextVar[Path | None] = ContextVar("chosen", default=None)
 _used: ContextVar[Path | None] = ContextVar("used", default=None)
 
@@ -129,13 +130,14 @@ def agreement_template() -> bytes:
 
 
 def check_outside(path: Path) -> None:
-    """Refuses a path into the home: people who may run this command need not be people who may touch its files."""
+    """Refuses a path into this home or another one: people who may run this command need not be people who may touch
+    its files."""
     try:
-        inside = path.resolve().is_relative_to((_chosen.get() or DEFAULT_HOME).expanduser().resolve())
+        place, mine = path.resolve(), (_chosen.get() or DEFAULT_HOME).expanduser().resolve()
     except (OSError, RuntimeError) as e:
         raise UsageError(f"{path} cannot be found: it leads round in a circle") from e
-    if inside:
-        raise UsageError(f"{path} lies in the home of the node: name a file outside of it")
+    if any(folder == mine or (folder / _SETTINGS).exists() for folder in (place, *place.parents)):
+        raise UsageError(f"{path} lies in the home of a node: name a file outside of it")
 
 
 @contextmanager

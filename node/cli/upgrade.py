@@ -16,8 +16,8 @@ def upgrade(
 ) -> None:
     """Brings the database to the schema that this version works with: all of it, or nothing when it is interrupted.
 
-    Stop the server first. The database as it was is kept beside it, unless --no-copy is given; one on a PostgreSQL
-    server is not copied, so dump it before. When there is nothing to do, nothing is done.
+    Stop the server first. The database as it was is kept beside it, unless --no-copy is given, until something is
+    erased; one on a PostgreSQL server is not copied, so dump it before. When there is nothing to do, nothing is done.
     """
     from node.main import upgrade_home
 
@@ -30,4 +30,6 @@ def upgrade(
         screen.facts([("Schema before", done.before), ("Schema now", done.after), ("Copy", done.copy)])
     if done.copy is not None:
         screen.note(f"{done.copy} is the database as it was, with everything in it.")
-        screen.note("Delete it once you are content: what is erased or recalled from now on stays in it.")
+        screen.note(
+            "Delete it once you are content; the first thing that is erased or recalled from now on takes it along."
+        )

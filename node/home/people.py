@@ -2,8 +2,9 @@
 
 A post is given in the settings. Where they name nobody, the account that owns the home holds every post. Reading is
 open to whoever can open the home; every change needs a post and is recorded under the account's name. Who sits at the
-keyboard is the operating system's to say: the login account that the kernel remembers across `sudo` and `su`, else the
-real user id. Whoever logs in as root can be anybody, here as everywhere on the machine.
+keyboard is the operating system's to say (`who`): the account that runs the command, or that had `sudo` run it, as long
+as the login that the kernel remembers is not of another one. Whoever logs in as root can be anybody, here as everywhere
+on the machine.
 
 An account has one name here however it is written: the one that the machine has for its user id. Posts bind whoever
 uses the commands. They do not protect the files of the home: that is for the operating system, which should let people
@@ -22,6 +23,7 @@ from federation.errors import NotAllowedError, UsageError
 _LOGIN_UID: Final = Path("/proc/self/loginuid")  # proc(5): set once at login, inherited by every child
 _UNSET: Final = 2**32 - 1
 _UID: Final = "uid "
+_DOUBT: Final = ", logged in as "  # stands in no name of an account: whoever is called so holds no post
 
 
 class Post(StrEnum):
@@ -62,17 +64,45 @@ def holds(people: People, account: str, post: Post) -> bool:
 
 
 def require(people: People, account: str, post: Post) -> None:
-    """Refuses an act to whoever does not hold `post`. Raises NotAllowedError, saying who does."""
+    """Refuses an act to whoever does not hold `post`. Raises NotAllowedError, saying who does.
+
+    Of whom it is not clear who they are, nobody holds one.
+    """
     if holds(people, account, post):
         return
+    if _DOUBT in account:
+        raise NotAllowedError(
+            f"this is {account}: nobody can tell which of the two acts; log in as yourself, then run it"
+        )
     holders = sorted(name for name in people if holds(people, name, post))
     ask = f"ask {' or '.join(holders)}" if holders else "nobody is: name one under `people` in apostille.yaml"
     raise NotAllowedError(f"{account} is no {post} here; {ask}")
 
 
-def account() -> str:
-    """Who runs this process, by account name; where an account has no name, `uid N`."""
-    return name_of(_login_uid(_LOGIN_UID) or os.getuid())
+def account(sudo: str | None) -> str:
+    """Who runs this process, by account name; where an account has no name, `uid N`; both where there is a doubt.
+
+    `sudo` is what sudo says of its caller, None where there is no sudo. Raises UsageError when that is no user id.
+    """
+    told = None if sudo is None else _uid_told(sudo)
+    person, login = who(os.getuid(), os.geteuid(), _login_uid(_LOGIN_UID), told)
+    return name_of(person) if login is None else f"{name_of(person)}{_DOUBT}{name_of(login)}"
+
+
+def who(real: int, effective: int, login: int | None, sudo: int | None) -> tuple[int, int | None]:
+    """The user id of the person who acts, and that of the login where it is another one: then nobody can tell.
+
+    A program that changes the effective user id leaves the real one. `sudo` changes both and says who called. Where
+    there is neither, it is a shell of the home's owner or of root, and the login says whose. Elsewhere the login only
+    takes away: where the kernel has none, any process may name one, of any account.
+    """
+    if real != effective:
+        caller = real
+    elif sudo is not None:
+        caller = sudo
+    else:
+        return real if login is None else login, None
+    return caller, None if login in (None, caller) else login
 
 
 def name_of(uid: int) -> str:
@@ -92,6 +122,12 @@ def uid_of(account: str) -> int | None:
         return pwd.getpwnam(account).pw_uid
     except KeyError:
         return None
+
+
+def _uid_told(sudo: str) -> int:
+    if not (sudo.isascii() and sudo.isdecimal() and int(sudo) < _UNSET):
+        raise UsageError("SUDO_UID is no user id: sudo sets it, and nobody else should; unset it")
+    return int(sudo)
 
 
 def _login_uid(path: Path) -> int | None:

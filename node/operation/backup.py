@@ -111,6 +111,7 @@ def restore(home: Path, file: Path, *, replace: bool, open_node: Callable[[Path]
     occupied = home.exists() and (not home.is_dir() or any(home.iterdir()))
     if occupied and not replace:
         raise UsageError(f"{home} is not empty; name a new folder with --home, or move it aside with --replace")
+    main.check_owner(home)
     if occupied and not any((home / name).exists() for name in (settings.FILE_NAME, main.DATABASE_FILE, _KEYS)):
         raise UsageError(f"{home} is not empty, and no home of a node either: it is not moved aside")
     with ExitStack() as stack:
@@ -137,6 +138,7 @@ def restore(home: Path, file: Path, *, replace: bool, open_node: Callable[[Path]
 def mark_by_hand(home: Path, *, open_node: Callable[[Path], Node] = main.open_node) -> tuple[str, ...]:
     """Marks a home that was put back by other means: a snapshot of the machine, a dump of its database. Returns the
     drafts. Raises UsageError, also while it is served; NotAllowedError."""
+    main.check_owner(home)
     with lock.hold(home):
         node = open_node(home)
         try:
@@ -252,7 +254,7 @@ def _gathered(home: Path, node: NodeId) -> tuple[Old | None, str]:
         return None, str(e)
     if chosen.node != node:
         raise UsageError(f"{home} is the home of {chosen.node}, and the backup is of {node}; name another folder")
-    people.require(main.people_of(home, chosen), people.account(), Post.OPERATOR)
+    people.require(main.people_of(home, chosen), main.account(), Post.OPERATOR)
     if chosen.database is not None:
         return None, "its database is on a server, where it has been replaced before"
     try:

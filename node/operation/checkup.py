@@ -188,8 +188,17 @@ def _database(home: Path, chosen: Settings, now: datetime) -> Iterator[Finding]:
         yield Finding("database", Verdict.FAIL, wrong, "stop the server and restore the database from a backup")
     else:
         yield Finding("database", Verdict.OK, about)
+    yield from _copies(home)
     if newest is not None:
         yield _clock("clock and records", newest, "the newest record was made", now)
+
+
+def _copies(home: Path) -> Iterator[Finding]:
+    """What an upgrade left: everything that was in the database then."""
+    left = ", ".join(map(str, database.copies(home / main.DATABASE_FILE)))
+    if left:
+        found = f"{left} holds all that was in the database before an upgrade"
+        yield Finding("old copy", Verdict.WARN, found, "delete it once you are content; the next erasure does so too")
 
 
 def _clock(check: str, before: datetime, event: str, now: datetime) -> Finding:

@@ -24,7 +24,7 @@ from node.desk import inbox
 from node.home import lock, logs
 from node.home.context import Node
 from node.home.tally import Tally
-from node.main import notify_socket, open_node, read_settings
+from node.main import check_owner, notify_socket, open_node, read_settings
 from node.operation import watch
 from node.operation.courier import Courier
 from node.operation.scheduler import Polls
@@ -52,6 +52,7 @@ def serve(home: Path, ready: Callable[[str], None]) -> None:
 
     Where work that is under way does not end in time, the process ends here, as at a power cut (I9).
     """
+    check_owner(home)
     with lock.hold(home) as held:
         node, chosen = open_node(home), read_settings(home)
         log = () if chosen.log is None else (home / chosen.log.name, chosen.log.max_mib << 20, chosen.log.keep)

@@ -179,9 +179,6 @@ def latest_head(node: Node, tx: Connection, feed: OutFeed) -> bytes:
     return note
 
 
-signer_for = signing.signer_for  # the key for what is signed once and goes to one peer
-
-
 def note_cards(node: Node, feed: OutFeed, cursor: int) -> None:
     """What the receiver's cursor says of our cards that it holds: one that comes from a backup may hold less again."""
     delivered = (card_deliveries.c.peer == feed.peer) & (card_deliveries.c.feed == feed.id)

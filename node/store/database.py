@@ -82,7 +82,7 @@ def upgrade(engine: Engine, node: str, at: datetime, *, copy: Path | None) -> It
         before, after, copied = schema.number(found), len(schema.REVISIONS), None
         if before != after:
             if copy is not None and engine.name == "sqlite":
-                copied = copy.with_name(f"{copy.name}.schema-{before}")
+                copied = sqlite.copy_name(copy, before)
                 sqlite.copy(engine, copied)
             schema.migrate(tx, at=at)
         yield tx, Upgraded(before, after, copied)
@@ -103,11 +103,19 @@ def read(engine: Engine) -> Iterator[Connection]:
 
 
 def scrub(engine: Engine) -> None:
-    """After an erasure: what still holds the erased bytes is emptied or rewritten, as far as this process reaches."""
+    """After an erasure: what still holds the erased bytes is emptied or rewritten, as far as this process reaches.
+
+    A copy from before an upgrade goes as a whole. It stays while nothing has been erased since.
+    """
     if engine.name == "sqlite":
         sqlite.scrub(engine)
     else:
         postgresql.scrub(engine)
+
+
+def copies(path: Path) -> tuple[Path, ...]:
+    """Copies from before an upgrade that lie beside the database in the file at `path`, and what is left of them."""
+    return sqlite.copies(path)
 
 
 def faults(tx: Connection) -> str | None:

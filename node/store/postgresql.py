@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, delete, event, insert, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from node.store.tables import meta
+from node.store.tables import COUNT_ERASED, meta
 
 LOCK_NOT_AVAILABLE: Final = "55P03"  # SQLSTATE, appendix A of PostgreSQL's manual
 _WRITERS: Final = 0x61706F7374  # the advisory lock of whoever writes; any number will do that stays the same
@@ -19,10 +19,6 @@ _LOCK_TIMEOUT: Final = "30s"  # as long as SQLite waits
 _SCRUB_PATIENCE: Final = "5s"  # behind a rewrite that waits, readers wait too
 _CONNECT_TIMEOUT_S: Final = 10
 _ERASED: Final = ("in_entries", "out_entries", "inbox", "inbox_terms", "annotations", "cases")
-_COUNT_ERASED: Final = (  # bytes go by being set to NULL, and never come back
-    "SELECT (SELECT count(*) FROM in_entries WHERE data IS NULL)"
-    " + (SELECT count(*) FROM out_entries WHERE data IS NULL)"
-)
 _OTHERS_LOOK: Final = (  # somebody may see a state before the erasure; of another account's sessions nothing is known
     "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     " AND backend_type = 'client backend' AND (state IS NULL OR backend_xmin IS NOT NULL))"
@@ -78,7 +74,7 @@ def scrub(engine: Engine) -> None:
     sees (a dump that runs), and in blocks that the file system has freed. Encrypt the server's disk.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        erased = str(connection.exec_driver_sql(_COUNT_ERASED).scalar_one())
+        erased = str(connection.exec_driver_sql(COUNT_ERASED).scalar_one())
         marked = connection.execute(select(meta.c.value).where(meta.c.key == _SCRUBBED)).scalar_one_or_none()
         if erased == (marked or "0"):
             return

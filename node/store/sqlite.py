@@ -6,14 +6,18 @@ bytes are overwritten, foreign keys on. A write transaction takes its lock when 
 
 import os
 import sqlite3
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event
 
+from node.store.tables import COUNT_ERASED
+
 _BUSY_TIMEOUT_S = 30  # a page of the largest size commits in well under a second
 _SCRUB_PATIENCE_S = 5  # a reader takes a page, or a list; a copy of the file may take longer
+_CHUNK: Final = 1 << 20  # bytes
 _names = count(1)
 
 
@@ -47,16 +51,31 @@ def open_engine(path: Path | None) -> Engine:
 def scrub(engine: Engine) -> None:
     """Empties the write-ahead log, which still has the erased bytes; `secure_delete` did the rest.
 
-    While somebody reads an older state for longer than a moment the log stays, and the next call empties it.
+    While somebody reads an older state for longer than a moment the log stays, and the next call empties it. A copy
+    from before an upgrade, in which less is erased, is overwritten and removed.
     """
     held = engine.raw_connection()
     connection: Any = held.driver_connection
     try:
         connection.execute(f"PRAGMA busy_timeout={_SCRUB_PATIENCE_S * 1000:.0f}")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        file = engine.url.database
+        for path in copies(Path(file)) if file and not engine.url.query else ():  # memory has none
+            if _erased_in(path) != connection.execute(COUNT_ERASED).fetchone():
+                _overwrite(path)
     finally:
         connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_S * 1000:.0f}")
         held.close()
+
+
+def copy_name(path: Path, schema: int) -> Path:
+    """What the copy of the database at `path` is called that is made before an upgrade from `schema`."""
+    return path.with_name(f"{path.name}.schema-{schema}")
+
+
+def copies(path: Path) -> tuple[Path, ...]:
+    """Such copies of the database at `path`, and what is left of them."""
+    return tuple(sorted(found for found in path.parent.glob(f"{path.name}.schema-*") if found.is_file()))
 
 
 def copy(engine: Engine, target: Path) -> None:
@@ -72,6 +91,28 @@ def copy(engine: Engine, target: Path) -> None:
         held.close()
         into.close()
     part.replace(target)
+
+
+def _erased_in(copy: Path) -> Any:
+    """The row that counts what is erased in a copy, whatever its schema; None for what is no whole database."""
+    try:
+        with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?immutable=1", uri=True)) as connection:
+            return connection.execute(COUNT_ERASED).fetchone()
+    except sqlite3.DatabaseError:
+        return None
+
+
+def _overwrite(path: Path) -> None:
+    """Removes a file so that its blocks do not hold what it held, as far as the file system writes in place."""
+    with suppress(OSError):  # what cannot be overwritten is removed all the same
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            for _ in range(0, os.fstat(descriptor).st_size, _CHUNK):
+                os.write(descriptor, bytes(_CHUNK))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    path.unlink(missing_ok=True)
 
 
 def faults(tx: Connection) -> str | None:

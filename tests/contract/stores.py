@@ -77,6 +77,30 @@ def new_database(options: str = "LOCALE 'C'", encoding: str = "UTF8") -> str:
     return _url(name)
 
 
+def place(kind: str) -> str | None:
+    """Where a node of this kind keeps its data: as `tests.nodes.make_node` takes it."""
+    return {MEMORY: database.MEMORY, FILE: None}[kind] if kind != POSTGRESQL else new_database()
+
+
+def dump(url: str) -> str:
+    """The name of a copy of a database on our server, which nobody may be using."""
+    name = f"store_{next(_numbers)}"
+    with administrator() as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_name(url)}")
+    return name
+
+
+def load(url: str, dumped: str) -> None:
+    """Puts what `dump` made in the place of a database."""
+    with administrator() as connection:
+        connection.execute(f"DROP DATABASE {_name(url)}")
+        connection.execute(f"CREATE DATABASE {_name(url)} TEMPLATE {dumped}")
+
+
+def _name(url: str) -> str:
+    return url.rpartition("/")[2].partition("?")[0]
+
+
 def _clear(store: Store) -> None:
     names = ", ".join(f'"{name}"' for name in metadata.tables)
     with write(store.open()) as tx:

@@ -16,11 +16,10 @@ from node.desk.inbox import Disposition, InboxState
 from node.exchange import sync
 from node.records import ledger
 from node.sharing import releases
-from node.store import database
 from node.store.database import read
 from node.store.tables import alarms, audit, in_entries, incidents, out_entries
 from tests.contract.outcomes import acts, assert_same_feeds
-from tests.contract.stores import FILE, MEMORY, POSTGRESQL, new_database
+from tests.contract.stores import FILE, MEMORY, POSTGRESQL, place
 from tests.nodes import (
     DE,
     FR,
@@ -41,11 +40,6 @@ from tests.nodes import (
 ORIGIN = f"{FR}/feeds/{DE}/1"
 PAIRS = ((MEMORY, MEMORY), (FILE, FILE), (POSTGRESQL, POSTGRESQL), (POSTGRESQL, FILE), (FILE, POSTGRESQL))
 LASTING = [pair for pair in PAIRS if MEMORY not in pair]
-
-
-def place(kind: str) -> str | None:
-    """Where a node of this kind keeps its data: as `make_node` takes it."""
-    return {MEMORY: database.MEMORY, FILE: None}[kind] if kind != POSTGRESQL else new_database()
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: "-".join(pair))

@@ -1,8 +1,9 @@
 """`apostille upgrade`: all of it or nothing, with a way back; and nodes that go on after it as if nothing had been."""
 
+import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,15 +14,17 @@ from sqlalchemy import text
 
 from federation.errors import HeldError, NotAllowedError, UsageError
 from federation.model import NodeId
+from federation.recall import Reason
 from node import main
 from node.audit import verify
 from node.desk import inbox
 from node.desk.inbox import InboxState
 from node.exchange import sync
-from node.home import lock, people
+from node.home import lock
 from node.home.context import Node
 from node.peering import agreements
 from node.records import incidents, ledger
+from node.sharing import recalls, releases, retention
 from node.store import database
 from node.store.tables import metadata
 from tests import commands
@@ -91,7 +94,7 @@ def test_a_home_that_is_served_is_left_alone(home: Path) -> None:
 
 def test_only_an_operator_upgrades(home: Path) -> None:
     settings = home / "apostille.yaml"
-    settings.write_text(f"{settings.read_text('utf-8')}people: {{{people.account()}: [auditor]}}\n", "utf-8")
+    settings.write_text(f"{settings.read_text('utf-8')}people: {{{main.account()}: [auditor]}}\n", "utf-8")
     with pytest.raises(NotAllowedError):
         main.upgrade_home(home, keep_copy=False)
     assert version_1.revision(home) == "0001"
@@ -152,11 +155,111 @@ def test_the_command_says_what_it_did_and_where_the_copy_lies(home: Path) -> Non
         ["Copy", copy],
     ]
     assert f"{copy} is the database as it was" in done.stderr
+    assert "the first thing that is erased or recalled from now on takes it along" in done.stderr
+    looked = json.loads(apostille("doctor", "--json").stdout)
+    (old,) = [finding for finding in looked if finding["check"] == "old copy"]
+    assert (old["verdict"], old["found"]) == ("warn", f"{copy} holds all that was in the database before an upgrade")
     again = apostille("upgrade")
     assert (again.returncode, again.stdout) == (0, "")
     assert again.stderr == "The database has schema 2 already: nothing to do.\n"
     assert apostille("upgrade", "--json").stdout == '{"before":2,"after":2,"copy":null}\n'
     assert apostille("status").returncode == 0
+    (home / "apostille.db.schema-1").unlink()
+    assert "old copy" not in apostille("doctor", "--json").stdout
+
+
+# The copy, afterwards
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Iterator[World]:
+    """FR and DE, upgraded, each with a copy of its database as it was."""
+    clock = Clock(version_1.clock() + timedelta(minutes=1))
+
+    def node(name: str) -> Node:
+        home = version_1.make_home(tmp_path, name)
+        main.upgrade_home(home, keep_copy=True)
+        return replace(main.open_node(home), clock=clock, actor="alice", people=PEOPLE)
+
+    made = World({FR: node("fr"), DE: node("de")}, clock)
+    yield made
+    made.close()
+
+
+def copy_of(node: Node) -> Path:
+    return node.home / "apostille.db.schema-1"
+
+
+def holding(node: Node, text: bytes) -> set[str]:
+    """The files of a home in which a text stands."""
+    return {path.name for path in node.home.rglob("*") if path.is_file() and text in path.read_bytes()}
+
+
+TITLE = b"Flaw 1 in a product"
+
+
+def recall(world: World) -> bytes:
+    recalls.give(world[FR], "FR-2026-01", Reason.LEGAL)
+    world.sync_all(2)
+    return TITLE
+
+
+def withdraw(world: World) -> bytes:
+    releases.withdraw(world[FR], "FR-2026-01", DE)
+    world.sync_all(2)
+    return TITLE
+
+
+def purge(world: World) -> bytes:
+    retention.purge(world[DE])
+    return b"Kept for two days"
+
+
+@pytest.mark.invariant("I15")
+@pytest.mark.parametrize("erase", [recall, withdraw, purge])
+def test_what_is_erased_after_an_upgrade_is_not_kept_by_its_copy(
+    copied: World, erase: Callable[[World], bytes], tmp_path: Path
+) -> None:
+    world, de = copied, copied[DE]
+    for title in (TITLE, b"Flaw 2 in a product", b"Kept for two days"):
+        assert holding(de, title) >= {"apostille.db", "apostille.db.schema-1"}
+    same_blocks = tmp_path / "blocks"
+    same_blocks.hardlink_to(copy_of(de))
+    assert holding(de, erase(world)) == set()
+    assert "apostille.db" in holding(de, b"Flaw 2 in a product")
+    assert not copy_of(de).exists()
+    assert not same_blocks.read_bytes().strip(b"\0")
+    assert copy_of(world[FR]).exists() == (erase is purge)  # which FR has not begun
+
+
+def test_the_copy_stays_while_nothing_is_erased(copied: World) -> None:
+    copied.sync_all(2)
+    release(copied, "NEW")
+    copied.sync_all(2)
+    database.scrub(copied[DE].engine)  # as every start does
+    assert [path.name for path in database.copies(copied[DE].home / main.DATABASE_FILE)] == ["apostille.db.schema-1"]
+
+
+@pytest.mark.invariant("I15")
+def test_the_copy_goes_at_the_next_start_if_the_process_died_before(
+    copied: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as dying:
+        dying.setattr(sync, "scrub", lambda _: None)
+        recall(copied)
+    assert copy_of(copied[DE]).exists()
+    database.scrub(copied[DE].engine)
+    assert not copy_of(copied[DE]).exists()
+
+
+@pytest.mark.invariant("I15")
+def test_what_is_left_of_a_copy_goes_too(home: Path) -> None:
+    main.upgrade_home(home, keep_copy=True)
+    (home / "apostille.db.schema-1.part").write_bytes((home / "apostille.db.schema-1").read_bytes()[:5000])
+    node = main.open_node(home)
+    database.scrub(node.engine)
+    node.engine.dispose()
+    assert sorted(path.name for path in home.glob("*.schema-*")) == ["apostille.db.schema-1"]
 
 
 # Killed on the way

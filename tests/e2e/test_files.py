@@ -27,10 +27,18 @@ INSIDE = ("home/passphrase", "home/new.json", "home/../home/passphrase", "elsewh
 def test_files_of_the_home_are_neither_read_nor_written(home: Path, path: str) -> None:
     named = home.parent / path
     for touch in (lambda: session.read_file(named, 100), lambda: session.write_file(named, b"x")):
-        with pytest.raises(UsageError, match="lies in the home of the node"):
+        with pytest.raises(UsageError, match="lies in the home of a node"):
             touch()
     assert [file.name for file in home.iterdir()] == ["passphrase"]
     assert (home / "passphrase").read_text("utf-8") == "open sesame"
+
+
+def test_nor_those_of_another_home(home: Path) -> None:
+    other = home.parent / "other"
+    (other / "keys").mkdir(parents=True)
+    (other / "apostille.yaml").touch()
+    with pytest.raises(UsageError, match="lies in the home of a node"):
+        session.read_file(other / "keys" / "tls.pem", 100)
 
 
 def test_files_beside_it_are(home: Path) -> None:

@@ -1,13 +1,12 @@
 """People as real processes: who may run which command, and acts that need two of them.
 
 A second person is a process whose real user id is another one and whose effective user id is still that of the home's
-owner, as `sudo` leaves it where the kernel keeps no login account. That takes root.
+owner, as a program leaves it that runs as its owner. That takes root.
 """
 
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,14 +25,12 @@ from node.home import people
 from node.home.people import Post
 from node.peering import agreements, peers
 from node.sharing import advisories, cases, releases
-from tests.commands import APOSTILLE
-from tests.commands import run as run_apart
+from tests.e2e.persons import MANY, Done, account, rows, run, run_by_sudo, run_naming_a_login, start, state
 from tests.nodes import DE, FR, IN, agree, document, import_document, make_node, make_world, terms_text
 
 ROOT = Path(__file__).parents[2]
 CASE = ROOT / "config" / "examples" / "cases" / "FR-2026-017.yaml"
 LOGIN = Path("/proc/self/loginuid")
-PATIENCE_S = 60
 NOT_ALLOWED, AWAITS_SECOND = 9, 10
 NAME, SECOND_NAME, RECEIVED = "CERT-FR-2026-0001", "CERT-FR-2026-0002", "CERT-DE-2026-0001"
 PART = "/csaf/document/notes/0"
@@ -46,38 +43,6 @@ PEOPLE = {
     AUDITOR: (Post.AUDITOR,),
     DEPUTY: (Post.OPERATOR, Post.APPROVER),
 }
-_MANY = """
-import contextlib, io, json, sys
-import typer
-from node.cli import app, exits
-
-command, done = typer.main.get_command(app), []
-for words in json.load(sys.stdin):
-    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = exits.run(lambda: command.main(args=words, prog_name="apostille", standalone_mode=False))
-    done.append((int(code), err.getvalue()))
-json.dump(done, sys.stdout)
-"""
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def refused(self, code: int, *words: str) -> None:
-        """It ended with `code` and one line that holds `words`."""
-        assert self.code == code, (self.code, self.err)
-        assert len(self.err.splitlines()) == 1, self.err
-        assert all(word in self.err for word in words), self.err
-
-    def ok(self) -> str:
-        assert self.code == 0, self.err
-        return self.out
 
 
 @dataclass(frozen=True)
@@ -107,7 +72,7 @@ USES = {
     "card export": Use("--out exported.json"),
     "card renew": Use("", Post.OPERATOR),
     "card new-roots": Use("--reason lost", Post.OPERATOR),
-    "card install": Use("fr.json", Post.OPERATOR),
+    "card install": Use("stranger.json", Post.OPERATOR),
     "key list": Use(""),
     "key rotate": Use("--all", Post.OPERATOR),
     "key retire": Use("5f0c1a2b3c4d5e6f", Post.OPERATOR),
@@ -197,45 +162,11 @@ CLOSED = [path for path in CHANGES if USES[path].post is not Post.AUDITOR]  # to
 READS = sorted(path for path, use in USES.items() if use.post is None)
 
 
-def start(code: str, real: int, *words: str, login: int | None = None, stdin: str = "", cwd: Path) -> Done:
-    """Python code as a process of the person with that user id."""
-    done = run_apart(*words, code=code, input=stdin, cwd=cwd, timeout=PATIENCE_S, person=(login or real, real))
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def run(home: Path, who: int, *words: str, login: int | None = None) -> Done:
-    """One command, by one person."""
-    return start(APOSTILLE, who, "--home", str(home), *words, login=login, cwd=home.parent)
-
-
 def run_each(home: Path, who: int, paths: list[str]) -> dict[str, Done]:
     """The commands at `paths`, one after the other in one process of one person."""
     words = [["--home", str(home), *path.split(), *USES[path].words.split()] for path in paths]
-    done = json.loads(start(_MANY, who, stdin=json.dumps(words), cwd=home.parent).ok())
+    done = json.loads(start(MANY, who, stdin=json.dumps(words), cwd=home.parent).ok())
     return {path: Done(code, "", err) for path, (code, err) in zip(paths, done, strict=True)}
-
-
-def state(home: Path) -> list[str]:
-    """Everything in the database of a home."""
-    connection = sqlite3.connect(f"file:{home / 'apostille.db'}?mode=ro", uri=True)
-    try:
-        return list(connection.iterdump())
-    finally:
-        connection.close()
-
-
-def rows(home: Path, *acts: str) -> list[tuple[str, str, str]]:
-    """Who did these acts, and the details of the audit rows."""
-    connection = sqlite3.connect(f"file:{home / 'apostille.db'}?mode=ro", uri=True)
-    try:
-        found = connection.execute("SELECT by, act, detail FROM audit ORDER BY id").fetchall()
-    finally:
-        connection.close()
-    return [row for row in found if row[1] in acts]
-
-
-def account(uid: int) -> str:
-    return people.name_of(uid)
 
 
 def _can_become_others() -> str | None:
@@ -356,7 +287,7 @@ def test_a_post_opens_its_own_commands_and_no_others(office: Path, who: int) -> 
 def test_an_auditor_exports_proofs_and_that_is_written_down(home: Path) -> None:
     run(home, ANALYST, "advisory", "release", NAME).ok()
     run(home, AUDITOR, "proof", "export", NAME, DE, "--out", "proof.json").ok()
-    assert rows(home, "proof.export") == [(account(AUDITOR), "proof.export", f"{DE} 1")]
+    assert rows(home, "proof.export") == [(account(AUDITOR), "proof.export", f"{DE} 4")]
 
 
 def test_each_does_what_his_post_is_for_and_the_audit_rows_say_who(home: Path) -> None:
@@ -431,14 +362,72 @@ def test_a_peer_is_trusted_again_by_two_people_and_not_by_one(home: Path) -> Non
 
 @pytest.mark.invariant("I13")
 def test_whoever_asked_is_not_somebody_else_in_a_borrowed_account(home: Path) -> None:
-    """The approver's account, used by whoever logged in as the one who asked: the kernel remembers the login."""
+    """The approver's account, used by whoever logged in as the one who asked: the kernel remembers the login. It may be
+    the other way round too, so neither of the two acts; what reads runs."""
     number = asked(home, DEPUTY, "peer", "trust", IN, "--reason", "it is mended")
     try:
         done = run(home, APPROVER, "approval", "approve", number, login=DEPUTY)
     except subprocess.SubprocessError:
         pytest.skip("this kernel lets nobody set a login user id: this test was not run")
-    done.refused(NOT_ALLOWED, "another person has to settle it")
+    done.refused(NOT_ALLOWED, f"{account(APPROVER)}, logged in as {account(DEPUTY)}", "log in as yourself")
+    assert number in run(home, APPROVER, "approval", "list", login=DEPUTY).ok()
     assert not trusts(home, IN)
+
+
+@pytest.mark.invariant("I13")
+@pytest.mark.parametrize("way", ["sudo", "setuid"])
+def test_whoever_asked_is_not_somebody_else_by_naming_a_login(home: Path, way: str) -> None:
+    """Where the kernel has no login yet, as in containers, a process of any account may write one, once."""
+    number = asked(home, DEPUTY, "peer", "trust", IN, "--reason", "it is mended")
+
+    def say(login: int, *words: str) -> Done:
+        return run_naming_a_login(home, DEPUTY, login, way, *words)
+
+    assert json.loads(say(DEPUTY, "people", "--json").ok())["you"] == account(DEPUTY)  # naming one's own is no harm
+    say(DEPUTY, "approval", "approve", number).refused(NOT_ALLOWED, "another person has to settle it")
+    before = state(home)
+    for words in (("approval", "approve", number), ("peer", "distrust", DE)):
+        doubt = f"{account(DEPUTY)}, logged in as {account(APPROVER)}"
+        say(APPROVER, *words).refused(NOT_ALLOWED, doubt, "nobody can tell which of the two acts")
+    assert say(APPROVER, "approval", "show", number).code == 0
+    assert state(home) == before
+
+
+@pytest.mark.invariant("I13")
+def test_by_sudo_everybody_is_who_called_it(home: Path) -> None:
+    if people._login_uid(LOGIN) is not None:
+        pytest.skip("these tests run in a login session: this test was not run")
+    run_by_sudo(home, AUDITOR, "peer", "distrust", DE).refused(NOT_ALLOWED, f"{account(AUDITOR)} is no operator here")
+    asking = run_by_sudo(home, DEPUTY, "peer", "trust", IN, "--reason", "it is mended")
+    number = asking.err.strip().split("approval approve ")[1]
+    run_by_sudo(home, DEPUTY, "approval", "approve", number).refused(NOT_ALLOWED, "another person has to settle it")
+    run_by_sudo(home, APPROVER, "approval", "approve", number).ok()
+    assert trusts(home, IN)
+
+
+@pytest.mark.invariant("I13")
+def test_nobody_gets_posts_by_a_home_of_his_own(home: Path) -> None:
+    """A folder of the auditor's, with settings of his own and links to the database and the keys of the node."""
+    mine = home.with_name("mine")
+    mine.mkdir()
+    for part in home.iterdir():
+        (mine / part.name).symlink_to(part)
+    settings = mine / "apostille.yaml"
+    settings.unlink()
+    settings.write_text(
+        (home / "apostille.yaml")
+        .read_text("utf-8")
+        .replace(f'"uid {AUDITOR}": [auditor]', f'"uid {AUDITOR}": [operator]'),
+        encoding="utf-8",
+    )
+    for path in (mine, settings):
+        os.chown(path, AUDITOR, -1)
+    run(home, AUDITOR, "peer", "distrust", DE).refused(NOT_ALLOWED, "is no operator here")
+    for words in (("people",), ("doctor",), ("peer", "distrust", DE), ("card", "show"), ("upgrade",)):
+        run(mine, AUDITOR, *words).refused(2, f"{mine} belongs to {account(AUDITOR)}", f"run it as {account(AUDITOR)}")
+    home.with_name("link").symlink_to(home)
+    run(home.with_name("link"), AUDITOR, "people").refused(2, "link is a symbolic link")
+    assert trusts(home, DE)
 
 
 @pytest.mark.invariant("I13")

@@ -111,6 +111,11 @@ def test_a_revision_and_what_becomes_of_those_who_do_not_get_it(world: World, tm
     assert "/csaf/document/notes/0 stays exploit" in again
     told(home, "advisory", "release", "X", "--to", DE)
     assert told(home, "advisory", "holders", "X", "--json")[0]["left"] == "an archive"
+    file.write_text(json.dumps(later("X", "4", notes=("Otherwise.", "In other words."))), "utf-8")
+    beside = run(home, "advisory", "revise", "X", str(file)).err
+    assert "/csaf/document/notes/0 stays exploit" in beside
+    assert "/csaf/document/notes/1 is raised to exploit: /csaf/document/notes/0 was" in beside
+    assert "A second person can lower it: apostille advisory label X PART CATEGORY" in beside
     import_document(world[FR], document("Z"))
     run(home, "advisory", "revise", "Z", "--from-issued").refused(2, "never released")
 

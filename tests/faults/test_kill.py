@@ -1,7 +1,8 @@
 """kill -9 of either side at random moments of a sync: nothing is lost, nothing repeated, the roots are equal.
 
 Real processes on loopback, real gRPC. Each run copies two homes between which 500 advisories wait, starts the sender's
-server and the receiver's sync, kills one of them at a random moment, once or several times, and lets them go on.
+server and the receiver's sync, kills one of them at a random moment, once or several times, and lets them go on. The
+receiver asks for small pages, each of which is a transaction, so that it is often killed between two or inside one.
 """
 
 import contextlib
@@ -9,6 +10,8 @@ import os
 import random
 import shutil
 import signal
+import socket
+import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,12 +32,15 @@ from node.peering.feeds import leaf_hashes, out_feed
 from node.sharing import releases
 from node.store.database import read
 from node.store.tables import in_entries
+from tests.commands import APOSTILLE
 from tests.e2e.net import free_port
 from tests.faults.campaign import count
 from tests.faults.zygote import Zygote
 from tests.nodes import DE, FR, PEOPLE, Clock, World, agree, document, import_document
 
 ADVISORIES = 500
+A_PAGE = 16
+SYNC = f"from node.rpc import client; client.MAX_PAGE_ITEMS = {A_PAGE}; {APOSTILLE}"
 RUNS = count(40, 200)
 PATIENCE_S = 60
 
@@ -77,13 +83,13 @@ def quick() -> Iterator[Path]:
 def test_kill_9_at_random_moments_loses_and_repeats_nothing(waiting: Path, quick: Path, zygote: Zygote) -> None:
     seed = random.randrange(1 << 32)  # noqa: S311 - told below, so that a run can be repeated
     chance = random.Random(seed)  # noqa: S311
-    undisturbed_s, kills = 1.0, {"sender": 0, "receiver": 0}
+    undisturbed_s, kills, midway = 1.0, {"sender": 0, "receiver": 0}, 0
     for run in range(RUNS):
         what = f"seed {seed}, run {run}"
         homes = _copy(waiting, quick / str(run))
         sender = _serve(zygote, homes[FR])
         began = time.monotonic()
-        receiver = zygote.start(homes[DE], "sync")
+        receiver = _sync(zygote, homes[DE])
         strikes = 0 if run == 0 else chance.choice((1, 1, 2, 3))  # the first run measures how long it takes
         for _ in range(strikes):
             time.sleep(chance.uniform(0, undisturbed_s / strikes))  # the moment is what the test is about
@@ -92,7 +98,9 @@ def test_kill_9_at_random_moments_loses_and_repeats_nothing(waiting: Path, quick
                 sender = _serve(zygote, homes[FR])
             else:
                 kills["receiver"] += _kill(zygote, receiver)
-                receiver = zygote.start(homes[DE], "sync")
+            midway += 0 < _arrived(homes[DE]) < ADVISORIES
+            if zygote.ended(receiver):
+                receiver = _sync(zygote, homes[DE])
         _finish(zygote, homes[DE], receiver, what)
         if run == 0:
             undisturbed_s = time.monotonic() - began
@@ -100,8 +108,10 @@ def test_kill_9_at_random_moments_loses_and_repeats_nothing(waiting: Path, quick
         zygote.wait(sender)
         _check(homes, what)
         shutil.rmtree(quick / str(run))
-    assert min(kills.values()) > RUNS // 8, kills  # processes did die in the middle
-    print(f"{RUNS} runs of {ADVISORIES} advisories, killed: {kills}, an undisturbed sync took {undisturbed_s:.1f} s")
+    assert min(kills.values()) > RUNS // 8, kills
+    assert midway > RUNS // 8, midway  # processes did die in the middle, between two pages or inside one
+    told = f"{RUNS} runs of {ADVISORIES} advisories in pages of {A_PAGE}, killed: {kills}, {midway} times midway"
+    print(f"{told}, an undisturbed sync took {undisturbed_s:.1f} s")
 
 
 def _copy(waiting: Path, folder: Path) -> dict[str, Path]:
@@ -111,7 +121,27 @@ def _copy(waiting: Path, folder: Path) -> dict[str, Path]:
 
 
 def _serve(zygote: Zygote, home: Path) -> int:
-    return zygote.start(home, "serve")
+    """A server that answers: a sync that finds none ends at once, and would never be killed."""
+    process, end = zygote.start(home, "serve"), time.monotonic() + PATIENCE_S
+    host, _, port = main.read_settings(home).listen.rpartition(":")
+    while True:
+        try:
+            socket.create_connection((host, int(port))).close()
+        except OSError:
+            assert time.monotonic() < end, zygote.log(process)
+            time.sleep(0.01)
+        else:
+            return process
+
+
+def _arrived(home: Path) -> int:
+    """How many advisories have arrived."""
+    with contextlib.closing(sqlite3.connect(home / main.DATABASE_FILE)) as file:
+        return int(file.execute("SELECT count(*) FROM inbox").fetchone()[0])
+
+
+def _sync(zygote: Zygote, home: Path) -> int:
+    return zygote.start(home, "sync", code=SYNC)
 
 
 def _kill(zygote: Zygote, process: int) -> int:
@@ -128,7 +158,7 @@ def _finish(zygote: Zygote, home: Path, receiver: int, what: str) -> None:
     end = time.monotonic() + PATIENCE_S
     while zygote.wait(receiver):
         assert time.monotonic() < end, f"{what}: {zygote.log(receiver)}"
-        receiver = zygote.start(home, "sync")
+        receiver = _sync(zygote, home)
 
 
 def _check(homes: dict[str, Path], what: str) -> None:

@@ -25,11 +25,11 @@ class Zygote:
             process.kill()
             process.wait()
 
-    def start(self, home: Path, *arguments: str) -> int:
-        """A new process; what it prints goes to `FOLDER/PID.log`."""
+    def start(self, home: Path, *arguments: str, code: str = commands.APOSTILLE) -> int:
+        """A new process, which runs `code`; what it prints goes to `FOLDER/PID.log`."""
         part = self._folder / "part"
         with part.open("w", encoding="utf-8") as log:
-            made = commands.Running("--home", str(home), *arguments, stdout=log, stderr=log)
+            made = commands.Running("--home", str(home), *arguments, code=code, stdout=log, stderr=log)
         part.rename(self._folder / f"{made.pid}.log")
         self._started[made.pid] = made
         return made.pid
