@@ -8,8 +8,8 @@ that every byte of it counts:
     {"cards": [...], "heads": [...], "incident": "FORK", "proves_itself": true}
     {"cards": [...], "cores": [...], "incident": "EQUIVOCATION", "proves_itself": true}
 
-Of other evidence nobody has more than our word, and its file says so: of a SUSPECTED_FORK, and of a ROLLBACK, which rests
-on the clock of the peer that it accuses. Settling an incident is `node.desk.resolutions`.
+Of other evidence nobody has more than our word, and its file says so: of a SUSPECTED_FORK, and of a ROLLBACK, which
+rests on the clock of the peer that it accuses. Settling an incident is `node.desk.resolutions`.
 """
 
 import json
