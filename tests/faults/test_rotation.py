@@ -76,16 +76,24 @@ class Load:
             self.released[me].append(name)
 
     def _pull(self, me: NodeId, other: NodeId) -> None:
+        """Syncs again and again. One that never catches up ends with the key that it began with: then the next attempt
+        has to get further."""
         while not self._stop.wait(SYNC_EVERY_S):
-            for attempt in range(RETRIES + 1):
+            failed, reached = 0, self._cursor(me, other)
+            while failed <= RETRIES:
                 try:
                     self._net.sync(me, other)
-                    self.mended += attempt > 0
                     break
                 except ApostilleError as e:
-                    if attempt == RETRIES:
+                    now = self._cursor(me, other)
+                    failed, reached = (failed + 1, reached) if now == reached else (1, now)
+                    self.mended += 1
+                    if failed > RETRIES:
                         self.unmended.append(f"{me}: {type(e).__name__} {e}")
             self.syncs += 1
+
+    def _cursor(self, me: NodeId, other: NodeId) -> int:
+        return sync.load_state(self._net.world[me], other).state.cursor
 
 
 PAIRS = ((FR, DE), (DE, FR))
