@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from federation import limits
 from federation.checkpoint import parse_origin_line
 from federation.errors import MalformedError, TooLargeError
+from federation.merkle import MAX_TREE_SIZE
 from federation.model import (
     Attribution,
     Onward,
@@ -130,6 +132,9 @@ _DOCUMENTS: Final[Mapping[Kind, type[Document]]] = {
     Kind.CARD: NewCard,
     Kind.GRANT: Granted,
 }
+_LENGTH_DELIMITED: Final = 2
+_FIXED_BYTES: Final = {1: 8, 3: 0, 4: 0, 5: 4}  # by wire type; the fields of a group stand behind its beginning
+_CONTINUED: Final = bytes(range(0x80, 0x100))  # bytes that do not end a number
 _VERSION_1: Final = frozenset((Kind.PRESENTATION, Kind.AGREEMENT, Kind.WITHDRAWAL))
 
 
@@ -182,13 +187,15 @@ def write(envelope: Envelope) -> bytes:
 def read(data: bytes) -> Envelope:
     """The entry in `data`.
 
-    (1) within the limit; (2) protobuf of our schema without unknown fields; (3) exactly the bytes that `write` would
+    (1) within the limits; (2) protobuf of our schema without unknown fields; (3) exactly the bytes that `write` would
     make: one entry has one form; (4) nonce of 16 bytes, a body; (5) every member of the body well formed.
     Raises TooLargeError or MalformedError.
     """
     if len(data) > limits.MAX_ENTRY_BYTES:  # (1)
         raise TooLargeError(f"entry: over {limits.MAX_ENTRY_BYTES} bytes")
     entry = wire.Entry()
+    if len(data) > limits.UNCOUNTED_BYTES:
+        check_fields(entry, data, limits.MAX_FIELDS, "entry")
     parse(entry, data, "entry")  # (2)
     if entry.SerializeToString(deterministic=True) != data:  # (3)
         raise MalformedError("entry: not in its one serialised form")
@@ -227,6 +234,61 @@ def read_item(item: wire.PageItem) -> bytes | ErasedItem:
     if len(erased.leaf_hash) != limits.HASH_BYTES or erased.erased_by <= erased.seq:
         raise MalformedError("page: an erased item is malformed")
     return ErasedItem(erased.seq, erased.leaf_hash, erased.erased_by)
+
+
+def hides(data: bytes) -> bool:
+    """Whether bytes that are no entry are one with something besides: unknown fields, or what a reader passes over."""
+    entry = wire.Entry()
+    try:
+        parse(entry, data, "entry")
+    except MalformedError as e:
+        return not isinstance(e.__cause__, DecodeError)
+    return entry.SerializeToString(deterministic=True) != data
+
+
+def check_fields(kind: Message, data: bytes, most: int, what: str) -> None:
+    """Refuses bytes that would make a message like `kind` of over `most` fields, those of all depths and each number of
+    a packed list counted, before anything is made of them. Raises TooLargeError; what is no message, `parse` refuses.
+    """
+    try:
+        left = _fields_left(kind.DESCRIPTOR.fields_by_number, data, most)
+    except (IndexError, KeyError):
+        return
+    if left < 0:
+        raise TooLargeError(f"{what}: over {most} fields")
+
+
+def _fields_left(known: Mapping[int, Any], data: bytes, left: int) -> int:
+    """`left` without the fields of a message; below 0 as soon as there are more. Raises IndexError or KeyError for what
+    no parser takes either."""
+    place = 0
+    while place < len(data) and left >= 0:
+        left -= 1
+        tag, place = _varint(data, place)
+        if tag & 7 != _LENGTH_DELIMITED:
+            place = _varint(data, place)[1] if tag & 7 == 0 else place + _FIXED_BYTES[tag & 7]
+            continue
+        length, place = _varint(data, place)
+        field = known.get(tag >> 3)
+        if field is not None and field.message_type is not None:
+            left = _fields_left(field.message_type.fields_by_number, data[place : place + length], left)
+        elif field is not None and field.type == FieldDescriptor.TYPE_UINT64:
+            left -= len(data[place : place + length].translate(None, _CONTINUED))
+        place += length
+    return left
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """The number at `place`, and where it ends. Raises IndexError where it does not, or is over ten bytes."""
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+        if shift > 63:
+            raise IndexError
 
 
 def parse(message: Message, data: bytes, what: str) -> None:
@@ -337,7 +399,8 @@ def _earlier(
     listed: Iterable[int], entry: wire.Entry, kind: Kind, *, least: int = 1, ended: bool = False
 ) -> tuple[int, ...]:
     seqs = tuple(listed)
-    if len(seqs) < least or list(seqs) != sorted(set(seqs)) or (seqs and not ended and seqs[-1] >= entry.seq):
+    most = MAX_TREE_SIZE if ended else entry.seq
+    if len(seqs) < least or list(seqs) != sorted(set(seqs)) or (seqs and seqs[-1] >= most):
         raise MalformedError(f"{kind}: it must name earlier entries, in order, each once")
     return seqs
 

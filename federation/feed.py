@@ -11,7 +11,7 @@ from typing import Final
 
 from federation import entries, merkle
 from federation.checkpoint import Checkpoint, VerifierKey, open_checkpoint, open_cosignature
-from federation.entries import Envelope, ErasedItem, Purge, RecallOrder, Withdrawal
+from federation.entries import Delivery, Envelope, ErasedItem, Purge, RecallOrder, Withdrawal
 from federation.errors import (
     BadPageError,
     ErasureError,
@@ -27,7 +27,13 @@ from federation.errors import (
     TooLargeError,
     WrongFeedError,
 )
-from federation.limits import MAX_CLOCK_SKEW_S, MAX_NOTE_BYTES, MAX_PAGE_ITEMS, MAX_PENDING_ERASURES
+from federation.limits import (
+    MAX_CLOCK_SKEW_S,
+    MAX_NOTE_BYTES,
+    MAX_PAGE_DISCLOSURES,
+    MAX_PAGE_ITEMS,
+    MAX_PENDING_ERASURES,
+)
 from federation.merkle import RightEdge
 from federation.model import PROTOCOL_VERSION
 
@@ -133,7 +139,7 @@ def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) 
         raise RollbackError(f"{state.origin}: the page ends at {head.size}, but {state.cursor} entries are held")
     if head.size != state.cursor + len(page.items) or latest.size < head.size:
         raise BadPageError(f"{state.origin}: the heads do not fit the number of items")
-    read = tuple(_place(item, state, number, len(page.items)) for number, item in enumerate(page.items))  # (3)
+    read = _read(state, page)  # (3)
     edge = state.edge.extend([entry.leaf_hash for entry in read])
     if edge.root() != head.root:  # (4)
         raise BadPageError(f"{state.origin}: the signed root at {head.size} does not follow from the items")
@@ -254,6 +260,18 @@ def _any_cosignature(note: bytes, keys: Sequence[VerifierKey]) -> int:
     return open_cosignature(note, last)
 
 
+def _read(state: FeedState, page: PageBytes) -> tuple[PageEntry, ...]:
+    read, disclosures = [], 0
+    for number, item in enumerate(page.items):
+        entry = _place(item, state, number, len(page.items))
+        read.append(entry)
+        if entry.envelope is not None and isinstance(entry.envelope.body, Delivery):
+            disclosures += len(entry.envelope.body.presentation.disclosures)
+        if disclosures > MAX_PAGE_DISCLOSURES:
+            raise TooLargeError(f"page: over {MAX_PAGE_DISCLOSURES} disclosures")
+    return tuple(read)
+
+
 def _place(item: bytes | ErasedItem, state: FeedState, number: int, count: int) -> PageEntry:
     expected = state.cursor + number
     if isinstance(item, ErasedItem):
@@ -263,7 +281,8 @@ def _place(item: bytes | ErasedItem, state: FeedState, number: int, count: int) 
     try:
         envelope = entries.read(item)
     except RemoteError as e:
-        return PageEntry(expected, leaf_hash, item, None, e)
+        e.__cause__ = e.__context__ = None  # frames keep what was read, for as long as the page
+        return PageEntry(expected, leaf_hash, item, None, e.with_traceback(None))
     if envelope.feed != state.origin:
         raise WrongFeedError(f"{state.origin}: the entry at {expected} belongs to another feed")
     _check_seq(envelope.seq, expected, state.cursor, count)

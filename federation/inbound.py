@@ -16,12 +16,13 @@ from typing import Final
 
 from federation import grant, handling, sdjwt
 from federation.agreement import Agreement
+from federation.base64url import from_b64url
 from federation.elements import elements
-from federation.entries import Delivery
-from federation.errors import HandlingError, MalformedError, NotAdmittedError, RemoteError
+from federation.entries import Delivery, hides
+from federation.errors import HandlingError, MalformedError, NotAdmittedError, RemoteError, TooLargeError
 from federation.keyring import Keyring
 from federation.labels import LabelSet
-from federation.limits import MAX_CLOCK_SKEW_S
+from federation.limits import MAX_CLOCK_SKEW_S, MAX_EVIDENCE_BYTES, MAX_JSON_VALUES, UNCOUNTED_BYTES
 from federation.model import (
     CORE_VERSION,
     Category,
@@ -32,6 +33,7 @@ from federation.model import (
     JsonObject,
     NodeId,
     Onward,
+    Presentation,
     Role,
     Rule,
     Terms,
@@ -110,15 +112,32 @@ class Receiver:
 def open_delivery(delivery: Delivery, receiver: Receiver, now: datetime) -> Opened:
     """The core, verified under its origin's key.
 
-    (1) the core is well formed, its header the one that the profile allows; (2) its origin has an enrolled card and the
+    (1) the core is well formed and of no more parts than memory has room for, its
+    header the one that the profile allows; (2) its origin has an enrolled card and the
     key, looked up by origin, role and key id together, is valid now; (3) signature and every disclosure (RFC 9901 7.1).
     Raises MalformedError, UnknownOriginError, KeyringError or SignatureError.
     """
-    core = sdjwt.read_header_and_payload(delivery.presentation.core)  # (1)
+    core = _read_core(delivery.presentation)  # (1)
     origin = node_id(core.iss)
     key = receiver.keyring.key(origin, Role.ISSUE, core.kid, now)  # (2)
     verified = sdjwt.verify(core, delivery.presentation.disclosures, public_key=key)  # (3)
     return Opened(origin, hashlib.sha256(core.core).digest(), verified, delivery.terms, delivery.grant)
+
+
+def _read_core(presentation: Presentation) -> sdjwt.UnverifiedCore:
+    """The core, unverified. Raises MalformedError, and TooLargeError for one of so many values, or disclosures of so
+    many, that they would take many times their size in memory."""
+    texts = (presentation.core, *presentation.disclosures)
+    if sum(map(len, texts)) > UNCOUNTED_BYTES and sum(map(_values, texts)) > MAX_JSON_VALUES:
+        raise TooLargeError(f"core: over {MAX_JSON_VALUES} values in it and its disclosures")
+    return sdjwt.read_header_and_payload(presentation.core)
+
+
+def _values(text: bytes) -> int:
+    """No fewer values than the JSON of a core or disclosure holds; marks in its texts count too."""
+    if not text.startswith(b"["):
+        text = from_b64url(text.partition(b".")[2].partition(b".")[0].decode("latin-1"))
+    return sum(map(text.count, (b",", b"[", b"{")))
 
 
 def read_advisory(opened: Opened, labels: LabelSet, now: datetime) -> Advisory:
@@ -255,7 +274,20 @@ def may_keep_evidence(delivery: Delivery, receiver: Receiver, sender: NodeId, no
     if not _is_own(delivery, sender):
         return False
     agreement = receiver.agreements.get(delivery.terms.agreement_digest)
-    if agreement is None or not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):
+    return agreement is not None and _lets_store(agreement, receiver, sender, now)
+
+
+def may_keep_unread(data: bytes, receiver: Receiver, sender: NodeId, now: datetime) -> bool:
+    """Whether bytes that are no entry may be kept as evidence: there are few, they do not hide anything behind what can
+    be read, and an agreement in force lets `sender` have us store things in this country, as for `may_keep_evidence`.
+    """
+    if len(data) > MAX_EVIDENCE_BYTES or hides(data):
+        return False
+    return any(_lets_store(agreement, receiver, sender, now) for agreement in receiver.agreements.values())
+
+
+def _lets_store(agreement: Agreement, receiver: Receiver, sender: NodeId, now: datetime) -> bool:
+    if not agreement.in_dates(now) or not agreement.covers(sender, receiver.me):
         return False
     return agreement.storage is None or receiver.country in agreement.storage
 
@@ -263,7 +295,7 @@ def may_keep_evidence(delivery: Delivery, receiver: Receiver, sender: NodeId, no
 def _is_own(delivery: Delivery, sender: NodeId) -> bool:
     """Whether a core names its sender as the origin; so does one that nobody can read."""
     try:
-        return sdjwt.read_header_and_payload(delivery.presentation.core).iss == sender
+        return _read_core(delivery.presentation).iss == sender
     except RemoteError:
         return True
 

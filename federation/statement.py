@@ -5,7 +5,8 @@ to the kind. A node that does not know a kind still verifies the statement, keep
 advisory, and passes it on. A statement is an assertion by its author and changes nobody's truth (I12).
 
 Bodies of the kinds that this version writes: `acknowledge` {}; `question`, `correction`, `affects` and `answer` {text};
-`refusal` {feed, entries: [{seq, leaf_hash, code, rules}]}; `purge` {recall, outcome, passed_on, unreachable}.
+`refusal` {feed, entries: [{seq, leaf_hash, code, rules}]}; `purge` {recall, outcome, passed_on, unreachable}; `seen`
+{cores: [{origin, name, revision, core}]}; `core` {core}.
 """
 
 import re
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from federation import assertion
 from federation.errors import MalformedError
-from federation.limits import HASH_BYTES, MAX_NAME_CHARS, MAX_REVISION, MAX_STATEMENT_TEXT
+from federation.limits import HASH_BYTES, MAX_NAME_CHARS, MAX_REVISION, MAX_SEEN, MAX_STATEMENT_TEXT
 from federation.model import JsonObject, NodeId, instant, instant_text, node_id
 
 JWS_TYPE = "statement+jws"
@@ -37,9 +38,12 @@ class Kind(StrEnum):
     ANSWER = "answer"  # to the statement that it names
     REFUSAL = "refusal"  # entries that were not accepted, with the reason
     PURGE = "purge"  # the answer to a recall
+    SEEN = "seen"  # which core came here under which revision
+    CORE = "core"  # the core that is held here, to whoever saw another one under that revision
 
 
 SPOKEN: Final = (Kind.ACKNOWLEDGE, Kind.QUESTION, Kind.CORRECTION, Kind.AFFECTS)  # what people say of an advisory
+BETWEEN_NEIGHBOURS: Final = frozenset((Kind.SEEN, Kind.CORE))  # never passed on
 WITH_TEXT: Final = frozenset((Kind.QUESTION, Kind.CORRECTION, Kind.AFFECTS, Kind.ANSWER))
 
 
@@ -75,6 +79,19 @@ class Statement:
     body: JsonObject
     digest: bytes
     document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which core, by its digest, came to the author of a statement of kind `seen` under one revision."""
+
+    about: Subject
+    core_digest: bytes
+
+    def write(self) -> JsonObject:
+        """As it stands in the body."""
+        about = {"origin": self.about.origin, "name": self.about.name, "revision": self.about.revision}
+        return {**about, "core": self.core_digest.hex()}
 
 
 def sign(
@@ -114,6 +131,11 @@ def read(document: bytes, key_of: Callable[[NodeId, str], bytes]) -> Statement:
 def reread(document: bytes) -> Statement:
     """The statement in a document of the store, which was verified when it came."""
     return _read(assertion.reread(document, JWS_TYPE))
+
+
+def seen(statement: Statement) -> tuple[Seen, ...]:
+    """What a statement of kind `seen` says, once `read` has read it."""
+    return tuple(_seen(listed) for listed in statement.body["cores"])
 
 
 def _read(signed: assertion.Assertion) -> Statement:
@@ -171,6 +193,24 @@ def _check_body(statement: Statement) -> None:
         for listed in (body["passed_on"], body["unreachable"]):
             if not isinstance(listed, list) or [node_id(name) for name in listed] != sorted(set(map(str, listed))):
                 raise MalformedError("statement: a list of nodes is not sorted, or a node stands twice")
+
+    elif statement.kind == Kind.SEEN:
+        _members(body, ("cores",))
+        if statement.about is not None or not isinstance(body["cores"], list) or len(body["cores"]) > MAX_SEEN:
+            raise MalformedError(f"statement: it names at most {MAX_SEEN} cores that were seen, and no other subject")
+        for listed in body["cores"]:
+            _seen(listed)
+    elif statement.kind == Kind.CORE:
+        _members(body, ("core",))
+        if not isinstance(body["core"], str):
+            raise MalformedError("statement: a core is text")
+
+
+def _seen(listed: object) -> Seen:
+    if not isinstance(listed, dict) or type(listed.get("revision")) is not int:
+        raise MalformedError("statement: a core that was seen has a revision")
+    about = _subject({name: value for name, value in listed.items() if name != "core"})
+    return Seen(about, _digest(listed.get("core")))
 
 
 def _check_refused(entry: object) -> None:

@@ -129,7 +129,9 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, feed: int, seq: int, 
     seen = tx.execute(select(inbox).where(same_name)).all()  # withdrawn ones too: they were signed all the same
     held = inbox.c.state.not_in(_OUT)
     same_revision = inbox.c.revision == advisory.revision
-    others = {row.core_digest for row in seen if row.revision == advisory.revision} - {advisory.core_digest}
+    others = {row.core_digest for row in seen if row.revision == advisory.revision}
+    others |= incidents.cores(tx, advisory.origin, _about(advisory.name, advisory.revision))  # by others, to others
+    others -= {advisory.core_digest}
     settled = _settled(tx, advisory) if others else incidents.Settled()
     state = InboxState.CURRENT
     if advisory.core_digest in settled.rejected:
@@ -167,18 +169,37 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, feed: int, seq: int, 
 
 def report_equivocation(node: Node, tx: Connection, advisory: Advisory) -> None:
     """Keeps the cores that contradict each other as evidence against their origin, with an alarm."""
+    held = deliveries(tx, advisory.origin, advisory.name, advisory.revision).values()
+    about = _about(advisory.name, advisory.revision)
+    incidents.open_equivocation(node, tx, advisory.origin, about, {body.presentation.core for body in held})
+
+
+def deliveries(tx: Connection, origin: NodeId, name: str, revision: int) -> dict[bytes, Delivery]:
+    """What came under a revision and whose bytes are still here, one of each core, by its digest."""
     rows = tx.execute(
-        select(in_entries.c.data)
+        select(in_entries.c.data, inbox.c.core_digest)
         .join(inbox, _entry_of_item())
-        .where(
-            _named(advisory.origin, advisory.name),
-            inbox.c.revision == advisory.revision,
-            in_entries.c.data.is_not(None),
-        )
-    ).scalars()
-    bodies = [entries.read(data).body for data in rows]
-    cores = {body.presentation.core for body in bodies if isinstance(body, Delivery)}
-    incidents.open_equivocation(node, tx, advisory.origin, _about(advisory.name, advisory.revision), cores)
+        .where(_named(origin, name), inbox.c.revision == revision, in_entries.c.data.is_not(None))
+    ).all()
+    bodies = ((row.core_digest, entries.read(row.data).body) for row in rows)
+    return {digest: body for digest, body in bodies if isinstance(body, Delivery)}
+
+
+def seen(tx: Connection, origin: NodeId, name: str, revision: int) -> frozenset[bytes]:
+    """The digests of the cores that ever came under a revision, or that somebody has shown."""
+    rows = tx.execute(select(inbox.c.core_digest).where(_named(origin, name), inbox.c.revision == revision)).scalars()
+    return frozenset(rows) | incidents.cores(tx, origin, _about(name, revision))
+
+
+def contradict(node: Node, tx: Connection, origin: NodeId, name: str, revision: int, other: bytes) -> None:
+    """Somebody has shown `other`, a core that its origin signed under a revision that is held here: neither is used."""
+    held = {body.presentation.core for body in deliveries(tx, origin, name, revision).values()}
+    tx.execute(
+        update(inbox)
+        .where(_named(origin, name), inbox.c.revision == revision, inbox.c.state.not_in(_OUT))
+        .values(state=InboxState.EQUIVOCATION)
+    )
+    incidents.open_equivocation(node, tx, origin, _about(name, revision), {*held, other})
 
 
 def settle(tx: Connection, origin: NodeId, about: str, cores: Collection[bytes], kept: bytes | None) -> None:

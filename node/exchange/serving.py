@@ -7,15 +7,17 @@ first, and the page then carries its hash. Everything that leaves is signed here
 from dataclasses import dataclass
 
 from federation.entries import ErasedItem
-from federation.errors import MalformedError, NotFoundError, VersionError
+from federation.errors import MalformedError, NotFoundError, RemoteError, VersionError
 from federation.feed import Ask
 from federation.keyring import Card
 from federation.limits import MAX_NOTE_BYTES
+from federation.merkle import MAX_TREE_SIZE
 from federation.model import SPOKEN_VERSIONS
 from node.home.context import Node
 from node.peering import confirm, feeds
+from node.records.alarms import Alarm, raise_alarm
 from node.sharing.releases import withdraw_what_may_not_go
-from node.store.database import read
+from node.store.database import DamagedError, read, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,26 @@ def pull(node: Node, caller: Card, ask: Ask, max_items: int = 0) -> Page:
     (1) in a protocol version that both speak; (2) of its current feed, else it is told the current epoch; (3) what it
     shows is what we have (`node.peering.confirm`); (4) its receipt is taken in; (5) policy is asked again about what
     the page would carry. Raises VersionError, NotFoundError for a feed that is not the caller's, UnconfirmedError,
-    MalformedError for a cursor beyond the feed, and a RemoteError for a receipt or a head that does not hold.
+    MalformedError for a cursor beyond the feed, and a RemoteError for a receipt or a head that does not hold;
+    DamagedError, with an alarm, when what lies here is not what was stored.
     """
+    try:
+        return _pull(node, caller, ask, max_items)
+    except DamagedError as e:
+        with write(node.engine) as tx:
+            raise_alarm(tx, Alarm.HELD, f"{caller.node} feed", str(e), node.clock())
+        raise
+
+
+def _pull(node: Node, caller: Card, ask: Ask, max_items: int) -> Page:
     check_version(caller, ask.protocol)  # (1)
     if max(len(ask.receipt), len(ask.newest)) > MAX_NOTE_BYTES:
         raise MalformedError("pull: a note is too long")
+    if ask.cursor > MAX_TREE_SIZE:  # one of protocol version 1 is kept as it is
+        raise MalformedError("pull: the cursor is out of range")
     with read(node.engine) as tx:
         feed = feeds.out_feed(tx, caller.node)
+        feeds.check_end(tx, feed)
     if ask.origin != feed.origin:  # (2)
         return Page((), b"", b"", b"", epoch=confirm.current_epoch(node, caller, ask))
     confirm.confirm(node, caller, ask)  # (3)
@@ -57,7 +72,10 @@ def pull(node: Node, caller: Card, ask: Ask, max_items: int = 0) -> Page:
             raise MalformedError(f"the feed has {feed.size} entries, the cursor says {ask.cursor}")
         count = len(feeds.items_after(tx, feed.id, ask.cursor, limit))
     feeds.note_cards(node, feed, ask.cursor)
-    withdraw_what_may_not_go(node, caller, range(ask.cursor, ask.cursor + count))  # (5)
+    try:
+        withdraw_what_may_not_go(node, caller, range(ask.cursor, ask.cursor + count))  # (5)
+    except RemoteError as e:  # it was sound when it was appended
+        raise DamagedError(f"what was to be sent to {caller.node} cannot be read any more") from e
     with read(node.engine) as tx:
         feed = feeds.out_feed(tx, caller.node)
         # never more than was checked above: an entry appended meanwhile waits for the next page

@@ -41,16 +41,25 @@ from federation.errors import (
     NotFoundError,
     RecalledError,
     RemoteError,
-    StaleError,
+    TooLargeError,
 )
 from federation.feed import Ask, FeedState, PageBytes, PageEntry, VerifiedPage
-from federation.inbound import Admitted, Receiver, admit, may_keep_evidence, open_delivery, read_advisory
+from federation.inbound import (
+    Admitted,
+    Advisory,
+    Receiver,
+    admit,
+    may_keep_evidence,
+    may_keep_unread,
+    open_delivery,
+    read_advisory,
+)
 from federation.keyring import Card
 from federation.model import JsonObject, NodeId, Role
 from federation.statement import Kind
 from node.desk import inbox
 from node.desk.inbox import Disposition
-from node.exchange import epochs
+from node.exchange import epochs, memory, refusals
 from node.exchange.epochs import Standing
 from node.home import signing
 from node.home.context import Node
@@ -58,11 +67,13 @@ from node.peering import agreements, cards
 from node.peering.peers import floors, keyring, trusted_card
 from node.records import incidents
 from node.records.alarms import Alarm, raise_alarm, raise_faults
-from node.sharing import answers, passing, recalls, relays, statements
+from node.sharing import answers, comparing, passing, recalls, relays, statements
 from node.store.database import one_row, read, record, scrub, write
 from node.store.tables import in_entries, in_feeds
 
 STALE_AFTER_POLLS = 2
+MAX_THIN_PAGES = 1_000  # in a row, of one sync: an honest page is full, or the last, or small by what was withdrawn
+_THIN_ITEMS, _THIN_BYTES = 16, 64 << 10
 
 
 class Link(Protocol):
@@ -128,13 +139,13 @@ def sync(node: Node, peer: NodeId, link: Link, progress: Callable[[Report], None
     try:
         _catch_up(node, card, link, report, progress)
     except RemoteError as e:
-        _note_problem(node, peer, e)
+        refusals.note(node, peer, e)
         raise
     return report
 
 
 def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Callable[[Report], None]) -> None:
-    retried, receipt_due = False, False
+    retried, receipt_due, thin, first = False, False, 0, 0
     while True:
         card = trusted_card(node, card.node)  # a page may have brought a newer one
         held = load_state(node, card.node)
@@ -178,16 +189,24 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
         for outcome, count in counts.items():
             report.counts[outcome] = report.counts.get(outcome, 0) + count
         progress(report)
-        if not verified.entries and (
+        first, thin = first or verified.latest.size, thin + 1 if _is_thin(page) else 0
+        if thin > MAX_THIN_PAGES and verified.state.cursor < first:
+            raise TooLargeError(f"{card.node}: a feed of tiny pages that does not end; what came is kept")
+        ended = not verified.entries and (
             receipt_due or not _owes_receipt(verified.state, _given(node, state.origin, page.receipt))
-        ):
+        )
+        if ended or thin > MAX_THIN_PAGES:
             feed.check_fresh(page.latest, keys, node.clock(), STALE_AFTER_POLLS * node.poll_interval_s)
             return
         receipt_due = True
 
 
+def _is_thin(page: PageBytes) -> bool:
+    return len(page.items) < _THIN_ITEMS and sum(len(i) for i in page.items if isinstance(i, bytes)) < _THIN_BYTES
+
+
 def load_state(node: Node, peer: NodeId) -> Held:
-    """What is held of the feed from `peer`. Raises NotFoundError; HeldError when it is frozen."""
+    """What is held of the feed from `peer`. Raises NotFoundError; HeldError when it is frozen; DamagedError."""
     with read(node.engine) as tx:
         row = tx.execute(
             select(in_feeds).where(in_feeds.c.peer == peer).order_by(in_feeds.c.epoch.desc()).limit(1)
@@ -201,6 +220,7 @@ def load_state(node: Node, peer: NodeId) -> Held:
         )
     pending = tuple(ErasedItem(seq, bytes.fromhex(leaf_hash), eraser) for seq, leaf_hash, eraser in row.pending)
     state = FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.newest, pending)
+    memory.check_head(state)
     return Held(row.id, row.epoch, state, row.cosigned, Standing(row.restored))
 
 
@@ -239,6 +259,7 @@ def _commit(node: Node, peer: NodeId, held: Held, page: VerifiedPage, given: int
     caught_up = held.standing is Standing.WHOLE or after.cursor >= page.latest.size
     counts: dict[Disposition, int] = {}
     turned_away: list[JsonObject] = []
+    came: list[Advisory] = []
     with write(node.engine) as tx:
         moved = tx.execute(
             update(in_feeds)
@@ -265,10 +286,14 @@ def _commit(node: Node, peer: NodeId, held: Held, page: VerifiedPage, given: int
             judged = _judge(node, tx, entry, receiver.accepting(old), held, peer)
             _store(node, tx, peer, held, judged)
             counts[judged.outcome] = counts.get(judged.outcome, 0) + 1
+            if judged.admitted is not None:
+                came.append(judged.admitted.advisory)
             if judged.outcome is Disposition.CONTROL:
                 receiver, dropped = _receiver(node, tx, now), floors(tx, held.id)
             if judged.code is not None and not _is_statement(entry):
                 turned_away.append(_turned_away(judged))
+        if came:
+            comparing.tell(node, tx, came, peer, receiver)
         if turned_away:
             statements.refuse(node, tx, peer, before.origin, turned_away)
     if any(entry.envelope and isinstance(entry.envelope.body, Erasing) for entry in page.entries):
@@ -290,7 +315,8 @@ def _receiver(node: Node, tx: Connection, now: datetime) -> Receiver:
 def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, held: Held, peer: NodeId) -> _Judged:
     """What becomes of one entry; control traffic takes effect here."""
     if entry.bad is not None:
-        return _Judged(entry, Disposition.QUARANTINED, code=entry.bad.code, detail=str(entry.bad))
+        keep = may_keep_unread(entry.data or b"", receiver, peer, node.clock())
+        return _Judged(entry, Disposition.QUARANTINED, code=entry.bad.code, detail=str(entry.bad), keep=keep)
     if entry.envelope is None:
         return _Judged(entry, Disposition.ERASED)
     body, now = entry.envelope.body, node.clock()
@@ -380,6 +406,10 @@ def _apply(
         said = statements.receive(node, tx, body.document, peer, receiver.keyring)
         if said is not None and said.kind == Kind.PURGE:
             answers.receive(node, tx, said, peer)
+        elif said is not None and said.kind == Kind.SEEN:
+            comparing.compare(node, tx, said, receiver)
+        elif said is not None and said.kind == Kind.CORE:
+            comparing.take_core(node, tx, said, receiver)
     elif isinstance(body, NewCard):
         cards.receive(node, tx, body.document, peer)
     elif isinstance(body, Granted):
@@ -406,19 +436,3 @@ def _freeze(node: Node, card: Card, held: Held, error: FeedFrozenError, notes: t
                 tx, error.code, card.node, held.state.origin, evidence, "its feed is frozen", node.clock()
             )
         record(tx, at=node.clock(), by=card.node, act="feed.frozen", subject=card.node, detail=error.code)
-
-
-def _note_problem(node: Node, peer: NodeId, error: RemoteError) -> None:
-    with write(node.engine) as tx:
-        current = select(in_feeds.c.id).where(in_feeds.c.peer == peer).order_by(in_feeds.c.epoch.desc()).limit(1)
-        tx.execute(update(in_feeds).where(in_feeds.c.id == current.scalar_subquery()).values(problem=error.code))
-        if isinstance(error, StaleError):
-            raise_alarm(
-                tx, Alarm.STALE, peer, "its newest head is old: its clock or ours, or it is cut off", node.clock()
-            )
-        if isinstance(error, EpochError):
-            tx.execute(
-                update(in_feeds).where(in_feeds.c.id == current.scalar_subquery()).values(offered_epoch=error.epoch)
-            )
-            detail = f"it has opened epoch {error.epoch}; two people accept it: apostille peer epoch accept {peer}"
-            raise_alarm(tx, Alarm.EPOCH, peer, detail, node.clock())

@@ -26,7 +26,9 @@ from node.home.tally import Count, Tally
 from node.operation import watch
 from node.peering import feeds
 from node.peering.peers import all_peers, trusted_card
+from node.rpc.client import TlsRefusedError
 from node.sharing import answers, recalls, retention
+from node.store.database import disk_fault
 
 MOST_BACK_OFF_S = 900.0  # a peer that comes back is found within a quarter of an hour, or at once by its own notice
 HINT_DELAY_S = 0.2  # hints that come together, as after a release to all, make one sync
@@ -185,9 +187,9 @@ class Polls:
             result = "stopped"
         except (RemoteError, LocalError) as e:
             result, failed = getattr(e, "code", type(e).__name__), True
-            _log.info(f"{what} failed", peer=peer, reason=result)
+            _log.info(f"{what} failed", peer=peer, reason="TLS_REFUSED" if isinstance(e, TlsRefusedError) else result)
         except Exception as e:  # noqa: BLE001 - the boundary of a job: the raw text must not reach a log, the polls go on
-            result, failed = type(e).__name__, True
+            result, failed = disk_fault(e) or type(e).__name__, True
             _log.error(f"{what} broke", peer=peer, error=result, at=logs.place(e))
         self._tally.add(_COUNTED[what], peer, result)
         return failed

@@ -192,7 +192,7 @@ def _health(node: Node, loop: asyncio.AbstractEventLoop, told: _Told) -> str | N
             tx.execute(select(meta.c.value).limit(1))
     except SQLAlchemyError:
         return "database"
-    return None
+    return "disk" if database.is_failing(node.engine) else None
 
 
 def _tell(state: str) -> None:

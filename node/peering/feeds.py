@@ -1,13 +1,18 @@
 """The feeds that this node sends: appending, heads, pages, receipts, proofs.
 
 One feed a peer. An append takes the feed's row by compare-and-swap, so that feeds serialise and no two entries get one
-sequence number. Beside each entry lies the root up to it, so a head of any size is signed without recomputing the tree.
-What an entry says, and whether it may still go, is decided in `node.sharing.releases`.
+sequence number. Beside each entry lies the root up to it. What it says, and whether it may still go, is decided in
+`node.sharing.releases`.
+
+Disks lose bits, and what was signed cannot be taken back: nothing is sent or signed before it agrees with what else is
+stored of it; else DamagedError is raised.
 """
 
 from dataclasses import dataclass
+from typing import Final
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from federation import checkpoint as notes
 from federation import entries, merkle
@@ -18,16 +23,17 @@ from federation.errors import HeldError, MalformedError, NotFoundError, Signatur
 from federation.feed import check_receipt
 from federation.keyring import Card, unverified
 from federation.limits import MAX_PAGE_BYTES, MAX_PAGE_ITEMS, NONCE_BYTES
-from federation.merkle import RightEdge
+from federation.merkle import EMPTY, RightEdge
 from federation.model import NodeId, Role
 from node.home import signing
 from node.home.context import Node
 from node.records import ledger
 from node.records.ledger import Act
-from node.store.database import one_row, read, write
+from node.store.database import DamagedError, one_row, read, write
 from node.store.tables import card_deliveries, out_entries, out_feeds, own_cards, peers
 
 POLICY = "policy"  # who did it, where no person did
+_recomputed: Final[WeakKeyDictionary[Engine, dict[int, RightEdge]]] = WeakKeyDictionary()  # of each feed, the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ def append(
 
     The current feed, unless an ended `epoch` is named: what is appended there is never sent, and says to our own books
     what became of its entries. Raises ConflictError when another process appended meanwhile, TooLargeError when the
-    entry could not be sent, and HeldError for what the peer's protocol version does not have.
+    entry could not be sent, HeldError for what the peer's protocol version does not have, and DamagedError.
     """
     feed = out_feed(tx, peer, epoch)
     kind = entries.kind_of(body)
@@ -111,6 +117,7 @@ def append(
         .values(size=edge.size, edge=edge.encode())
     )
     one_row(moved.rowcount, f"the feed to {peer}")
+    check_end(tx, feed)
     tx.execute(
         insert(out_entries).values(
             feed=feed.id,
@@ -136,7 +143,10 @@ def erase(tx: Connection, feed: int, seqs: tuple[int, ...], eraser: int) -> None
 
 
 def items_after(tx: Connection, feed: int, cursor: int, max_items: int) -> list[bytes | ErasedItem]:
-    """The next page: closed at 1 MiB or the number of items, but at least one item if there is any."""
+    """The next page: closed at 1 MiB or the number of items, but at least one item if there is any.
+
+    Raises DamagedError for bytes that are not those that were appended.
+    """
     rows = tx.execute(
         select(out_entries.c.seq, out_entries.c.data, out_entries.c.leaf_hash, out_entries.c.erased_by)
         .where(out_entries.c.feed == feed, out_entries.c.seq >= cursor)
@@ -149,6 +159,8 @@ def items_after(tx: Connection, feed: int, cursor: int, max_items: int) -> list[
         size += len(row.data or b"")
         if items and size > MAX_PAGE_BYTES:
             break
+        if row.data is not None and merkle.leaf_hash(row.data) != row.leaf_hash:
+            raise DamagedError(f"entry {row.seq} of feed {feed} is not what it was")
         items.append(row.data if row.data is not None else ErasedItem(row.seq, row.leaf_hash, row.erased_by))
     rows.close()
     return items
@@ -160,11 +172,11 @@ def page_limit(asked: int) -> int:
 
 
 def head(node: Node, tx: Connection, feed: OutFeed, size: int) -> bytes:
-    """The signed checkpoint of `feed` at `size`. Raises NotFoundError for a size that it never had."""
+    """The signed checkpoint of `feed` at `size`. Raises NotFoundError for a size that it never had, DamagedError."""
     if size > feed.size:
         raise NotFoundError(f"the feed to {feed.peer} has {feed.size} entries, not {size}")
     signer, *besides = signing.signers_for(node, tx, feed.peer, Role.FEED)
-    checkpoint = Checkpoint(feed.origin, size, root_at(tx, feed, size))
+    checkpoint = Checkpoint(feed.origin, size, _checked_root(tx, feed, size))
     note = notes.sign(checkpoint, feed.origin, signer.sign, signer.public)
     for old in besides:
         note = notes.sign_besides(note, feed.origin, old.sign, old.public)
@@ -263,11 +275,11 @@ def prove(
     raise MalformedError("proof: the leaf or the first size lies outside the feed")
 
 
-def leaf_hashes(tx: Connection, feed: int, size: int) -> list[bytes]:
-    """The first `size` leaf hashes of a feed."""
+def leaf_hashes(tx: Connection, feed: int, size: int, start: int = 0) -> list[bytes]:
+    """The first `size` leaf hashes of a feed, from number `start` on."""
     rows = tx.execute(
         select(out_entries.c.leaf_hash)
-        .where(out_entries.c.feed == feed, out_entries.c.seq < size)
+        .where(out_entries.c.feed == feed, out_entries.c.seq >= start, out_entries.c.seq < size)
         .order_by(out_entries.c.seq)
     )
     return list(rows.scalars())
@@ -295,3 +307,26 @@ def root_at(tx: Connection, feed: OutFeed, size: int) -> bytes:
         select(out_entries.c.root).where(out_entries.c.feed == feed.id, out_entries.c.seq == size - 1)
     ).scalar_one()
     return root
+
+
+def _checked_root(tx: Connection, feed: OutFeed, size: int) -> bytes:
+    """The root at `size`, which is to be signed. Two places note the last one; an earlier one is computed again."""
+    if size == feed.size:
+        check_end(tx, feed)
+        return feed.edge.root()
+    known = _recomputed.setdefault(tx.engine, {})
+    before, root = known.get(feed.id, EMPTY), root_at(tx, feed, size)
+    for start in (before, EMPTY) if before.size <= size else (EMPTY,):  # a database may have been put back meanwhile
+        edge = start.extend(leaf_hashes(tx, feed.id, size, start.size))
+        if edge.root() == root:
+            known[feed.id] = edge
+            return root
+    raise DamagedError(f"the tree of {feed.origin} is not what it was at {size}")
+
+
+def check_end(tx: Connection, feed: OutFeed) -> None:
+    """The edge that the feed grows from has the root that its last entry notes. Raises DamagedError."""
+    last = select(out_entries.c.root).where(out_entries.c.feed == feed.id, out_entries.c.seq == feed.size - 1)
+    noted = tx.execute(last).scalar_one() if feed.size else EMPTY.root()
+    if (feed.edge.size, feed.edge.root()) != (feed.size, noted):
+        raise DamagedError(f"the tree of {feed.origin} is not what it was at its end")

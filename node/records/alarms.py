@@ -31,6 +31,7 @@ class Alarm(StrEnum):
     SUSPECTED_FORK = "SUSPECTED_FORK"
     STALE = "STALE"
     EQUIVOCATION = "EQUIVOCATION"
+    SUSPECTED_EQUIVOCATION = "SUSPECTED_EQUIVOCATION"  # a peer says that it holds another core than we do
     QUARANTINE = "QUARANTINE"
     RESTORED = "RESTORED"  # a peer holds more of our own feed than we do
     EPOCH = "EPOCH"  # a peer has opened an epoch that nobody here has accepted
@@ -52,6 +53,7 @@ ADVICE: Final[Mapping[Alarm, str]] = {
     Alarm.SUSPECTED_FORK: _EVIDENCE,
     Alarm.STALE: "see whether it and the way to it work: apostille status",
     Alarm.EQUIVOCATION: _EVIDENCE,
+    Alarm.SUSPECTED_EQUIVOCATION: "compare core digests by voice if it shows none: apostille inbox show",
     Alarm.QUARANTINE: "see what was set aside: apostille quarantine list",
     Alarm.RESTORED: "see what was lost: apostille peer epoch list",
     Alarm.EPOCH: "two people accept it, or ask that peer: apostille peer epoch accept",

@@ -101,6 +101,11 @@ def open_equivocation(node: Node, tx: Connection, origin: NodeId, subject: str, 
     open_incident(tx, EquivocationError.code, origin, subject, found, detail, node.clock())
 
 
+def cores(tx: Connection, origin: NodeId, subject: str) -> frozenset[bytes]:
+    """The digests of all cores that were ever evidence about a revision, held here or shown by somebody else."""
+    return frozenset(digest for row in _of_revision(tx, origin, subject) for digest in core_digests(row))
+
+
 def settled(tx: Connection, origin: NodeId, subject: str) -> Settled:
     """What was decided of a revision with contradicting cores; nothing if nobody has settled it."""
     decided = [row for row in _of_revision(tx, origin, subject) if row.resolved_at is not None]

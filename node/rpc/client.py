@@ -6,6 +6,7 @@ escape codes included; people get our own words and the status code. Nothing but
 proxy, no lookup of service configurations (I18).
 """
 
+import hashlib
 import re
 import socket
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from federation.entries import parse, read_item
+from federation.entries import check_fields, parse, read_item
 from federation.errors import DeniedError, MalformedError, RemoteError, UnreachableError
 from federation.feed import Ask, PageBytes
 from federation.keyring import Card
@@ -50,12 +51,17 @@ _OPTIONS = (
 M = TypeVar("M", bound=Message)
 
 
+class TlsRefusedError(UnreachableError):
+    """The address accepts connections, and the handshake there fails: a key, and not the line."""
+
+
 class PeerLink:
     """An open channel to `peer`; a context manager. It fits `node.exchange.sync.Link`.
 
-    Every call raises UnreachableError when no answer came, DeniedError when the answer was no, MalformedError when it
-    is not of the schema, and NotFoundError once the peer is not trusted any more. Making one raises MalformedError for
-    an endpoint that is none, LockedError or KeyringError; the connection itself is made by the first call.
+    Every call raises UnreachableError when no answer came (TlsRefusedError for a key), DeniedError when the answer was
+    no, MalformedError when it is not of the schema, and NotFoundError once the peer is not trusted any more. Making one
+    raises MalformedError for an endpoint that is none, LockedError or KeyringError; the connection itself is made by
+    the first call.
     """
 
     def __init__(self, node: Node, peer: Card) -> None:
@@ -121,7 +127,9 @@ class PeerLink:
         except ValueError as e:  # what gRPC raises when the channel was closed
             raise DeniedError(f"{self._peer}: the connection was closed here") from e
         self._answered = True
-        parse(response, data, f"{self._peer}: answer to {method}")
+        what = f"{self._peer}: answer to {method}, {len(data)} bytes with SHA-256 {hashlib.sha256(data).hexdigest()}"
+        check_fields(response, data, limits.MAX_ANSWER_FIELDS, what)
+        parse(response, data, what)
         return response
 
     def _translate(self, code: grpc.StatusCode, word: str | None) -> RemoteError:
@@ -135,7 +143,7 @@ class PeerLink:
         if self._answered:
             return UnreachableError(f"{where} stopped answering ({code.name})")
         if code is grpc.StatusCode.UNAVAILABLE and self._accepts_connections():
-            return UnreachableError(
+            return TlsRefusedError(
                 f"{where} answers on the network but refuses our TLS key: "
                 "is our card enrolled there, and theirs current?"
             )

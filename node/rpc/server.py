@@ -2,7 +2,9 @@
 
 The guard identifies the caller by its exact key at every call, holds it to its quota, refuses unknown fields, runs the
 call in a bounded number of threads, and turns errors into status: a peer gets a neutral word, the reason stays in our
-audit row. Streams are not offered. What the calls do is decided in `node.exchange.serving`.
+audit row. A call counts from its first byte until its answer was taken: whoever begins calls and sends no request, or
+takes no answer, uses up its own quota and nobody else's. Streams are not offered. What the calls do is decided in
+`node.exchange.serving`.
 """
 
 import asyncio
@@ -65,6 +67,8 @@ _OPTIONS = (
     ("grpc.max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", limits.MAX_METADATA_BYTES),
     ("grpc.max_connection_idle_ms", limits.IDLE_CONNECTION_MS),
+    ("grpc.max_connection_age_ms", limits.MAX_CONNECTION_MS),
+    ("grpc.max_connection_age_grace_ms", limits.CONNECTION_GRACE_MS),
     ("grpc.keepalive_time_ms", limits.KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", limits.KEEPALIVE_TIMEOUT_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", limits.LEAST_PING_GAP_MS),
@@ -168,16 +172,17 @@ class Guard(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method.rpartition("/")[2]
 
-        async def answer(data: bytes, context: "Context") -> Message:
-            return await self._answer(method, handler, data, context)
+        async def answer(_requests: object, context: "Context") -> Message:
+            return await self._answer(method, handler, context)
 
-        return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
+        # to gRPC it is a stream of requests, so that the guard stands before the first one; on the wire there is no
+        # difference
+        return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
 
     async def _answer(
         self,
         method: str,
         handler: "Handler",
-        data: bytes,
         context: "Context",
     ) -> Message:
         """(1) who calls, by exact key; (2) within its quota; (3) the request, without unknown fields; (4) the call."""
@@ -185,11 +190,12 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             caller = await asyncio.wrap_future(self._gate.submit(self._identify, context))  # (1)
             self._quota.enter(caller.node, now_s)  # (2)
+            work: list[Future[Message]] = []
+            context.add_done_callback(partial(self._leave, caller.node, work))  # type: ignore[arg-type]  # its stub
             self._tally.add(Count.CALLS, caller.node, method)
-            work: Future[Message] = self._threads.submit(_call, method, handler, data, caller)  # (3) (4)
-            # a cancelled call gives its place back when its thread is done, not before
-            work.add_done_callback(partial(self._leave, caller.node))
-            return await asyncio.wrap_future(work)
+            data = await _request(method, context)  # (3)
+            work.append(self._threads.submit(_call, method, handler, data, caller))  # (4)
+            return await asyncio.wrap_future(work[0])
         except Exception as e:  # noqa: BLE001 - the boundary: whatever it is, the peer gets a neutral word
             code, word = refusal_of(e)
             if caller is None and isinstance(e, KeyringError):
@@ -199,8 +205,13 @@ class Guard(grpc.aio.ServerInterceptor):
             await asyncio.wrap_future(self._threads.submit(self._account, name, method, code, e, now_s))
         return await context.abort(code, word)
 
-    def _leave(self, peer: NodeId, _done: Future[Message]) -> None:
-        self._quota.leave(peer)
+    def _leave(self, peer: NodeId, work: list[Future[Message]], ctx: object) -> None:  # noqa: ARG002 - gRPC's name
+        """Gives the place of a call back, which is over: its answer was taken, or it was cancelled. A thread that is
+        still at it keeps the place."""
+        if work:
+            work[0].add_done_callback(lambda _: self._quota.leave(peer))
+        else:
+            self._quota.leave(peer)
 
     def _identify(self, context: "Context") -> Card:
         return peer_of(context.auth_context(), trusted_cards(self._node), self._node.clock())
@@ -296,6 +307,19 @@ def refusal_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, LocalError):
         return grpc.StatusCode.FAILED_PRECONDITION, "not available"
     return grpc.StatusCode.INTERNAL, "internal error"
+
+
+async def _request(method: str, context: "Context") -> bytes:
+    """The one request of a call. Raises MalformedError for none, for more, and when it does not come in time."""
+    try:
+        async with asyncio.timeout(limits.REQUEST_TIMEOUT_S):
+            read: tuple[object, ...] = (await context.read(), await context.read())
+    except TimeoutError as e:
+        raise MalformedError(f"{method}: its request did not come in time") from e
+    data, end = read
+    if not isinstance(data, bytes) or end is not grpc.aio.EOF:
+        raise MalformedError(f"{method}: not one request")
+    return data
 
 
 def _call(method: str, handler: "Handler", data: bytes, caller: Card) -> Message:

@@ -6,6 +6,9 @@ gRPC which certificate the server showed; so a certificate is enrolled only if n
 see `node.home.certificates`.
 """
 
+import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -19,6 +22,7 @@ from federation.model import Role
 from node.home import signing
 from node.home.certificates import pem_of, public_key_of, public_key_of_pem
 from node.home.context import Node
+from node.rpc import limits
 from node.store.database import read
 from node.store.tables import peers
 
@@ -42,18 +46,38 @@ def trusted_cards(node: Node) -> tuple[Card, ...]:
 def server_credentials(node: Node) -> grpc.ServerCredentials:
     """Credentials that admit the holders of trusted cards, looked up again for each connection.
 
-    Raises LockedError, UsageError.
-    """
+    Whoever connects needs no key for that, and a look takes milliseconds: in a flood of connections one is admitted as
+    the last look found it, which is less than a second old. Calls are decided apart, each by a look of its own.
 
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        now = node.clock()
+    gRPC is told only of what has changed: it replaces what it has without a lock, and where connections come together
+    while it does so for each of them, the process ends with a fault of memory. Raises LockedError, UsageError.
+    """
+    told: tuple[bytes, bytes, bytes] | None = None
+    looks: deque[float] = deque(maxlen=limits.LOOKS_PER_SECOND)
+    telling = threading.Lock()
+
+    def configuration() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal told
+        now, now_s = node.clock(), time.monotonic()
+        with telling:
+            if len(looks) == looks.maxlen and now_s - looks[0] < 1:
+                return None
+            looks.append(now_s)
         with read(node.engine) as tx:
             own = signing.tls_for_all(node, tx)
         # nobody enrolled: gRPC needs a root, and our own key is the one that no peer holds
         roots = b"".join(_roots(trusted_cards(node), now)) or own.certificate
+        with telling:
+            if told == (own.private_key, own.certificate, roots):
+                return None
+            told = (own.private_key, own.certificate, roots)
         return grpc.ssl_server_certificate_configuration([(own.private_key, own.certificate)], roots)
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, require_client_authentication=True)
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(),  # type: ignore[arg-type]  # the first time there is one
+        configuration,  # type: ignore[arg-type]  # None is what the documentation asks for where nothing has changed
+        require_client_authentication=True,
+    )
 
 
 def channel_credentials(node: Node, peer: Card) -> grpc.ChannelCredentials:

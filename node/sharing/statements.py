@@ -3,7 +3,8 @@
 People here say something about a received advisory to its origin; the origin answers. A statement goes to the node that
 it is for through the feed to that node, or to the peer that brought the advisory, who passes it on as it is: one hop,
 and only between the two for whom it passed that advisory on. What arrives is an assertion by its author, kept with its
-name, and changes nothing here (I12). What a person wrote stands in the signed document and nowhere else (I17).
+name, and changes nothing here (I12); which cores somebody saw is compared at once and not kept apart. What a person
+wrote stands in the signed document and nowhere else (I17).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from federation.errors import HeldError, NotAdmittedError, NotFoundError, UsageE
 from federation.keyring import Card, Keyring
 from federation.limits import MAX_STATEMENT_TEXT
 from federation.model import JsonObject, NodeId, Role
-from federation.statement import SPOKEN, WITH_TEXT, Kind, Statement, Subject
+from federation.statement import BETWEEN_NEIGHBOURS, SPOKEN, WITH_TEXT, Kind, Statement, Subject
 from node.home import signing
 from node.home.context import Node
 from node.home.people import Post
@@ -145,6 +146,8 @@ def receive(node: Node, tx: Connection, document: bytes, peer: NodeId, keyring: 
     known = tx.execute(select(statements.c.digest).where(statements.c.digest == said.digest)).one_or_none()
     if known is not None:
         return None
+    if said.kind in BETWEEN_NEIGHBOURS and (said.author, said.recipient) != (peer, node.id):
+        raise NotAdmittedError(f"statement for {said.recipient}: this kind is not passed on", _NOT_PASSED_ON)
     if (
         said.recipient != node.id and said.kind != Kind.PURGE
     ):  # that goes back as the order came: `node.sharing.answers`
@@ -281,6 +284,8 @@ def _body(kind: Kind, text: str | None) -> JsonObject:
 
 
 def _keep(node: Node, tx: Connection, said: Statement, *, peer: NodeId | None, by: str) -> None:
+    if said.kind == Kind.SEEN:  # there are many, and each says nothing once it was compared
+        return
     number = tx.execute(select(func.coalesce(func.max(statements.c.id), 0) + 1)).scalar_one()
     about = said.about
     tx.execute(

@@ -5,21 +5,42 @@ stays true until it commits and two processes on one home never fail half-way. A
 can change nothing. What was committed survives power loss.
 """
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, insert, inspect, select
 from sqlalchemy.exc import DatabaseError
 
-from federation.errors import ConflictError, UsageError
+from federation.errors import ConflictError, LocalError, UsageError
 from node.store import postgresql, schema, sqlite
 from node.store.tables import audit, meta, metadata
 
 MEMORY: Final = "sqlite://"  # a database that ends with its engine
+_DISK_FAULTS: Final[dict[int | str | None, str]] = {
+    sqlite3.SQLITE_IOERR: "disk error",
+    sqlite3.SQLITE_FULL: "disk full",
+    "58030": "disk error",  # SQLSTATE io_error
+    "53100": "disk full",
+}
+_failing: Final[WeakSet[Engine]] = WeakSet()
+_MEND = "the database is damaged; see: apostille doctor, apostille ledger verify; stop the node and restore a backup"
+
+
+class DiskError(LocalError):
+    """The disk is full, or refuses to read or write."""
+
+
+class DamagedError(LocalError):
+    """What was read back is not what was stored, though the database itself did not notice."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: {_MEND}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +112,26 @@ def upgrade(engine: Engine, node: str, at: datetime, *, copy: Path | None) -> It
 @contextmanager
 def write(engine: Engine) -> Iterator[Connection]:
     """A transaction that may change things; it commits at the end, or leaves no trace when an error passes through."""
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
-        yield connection
+    try:
+        with engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+    except DatabaseError as e:
+        if disk_fault(e) is not None:
+            _failing.add(engine)
+        raise
+    _failing.discard(engine)
+
+
+def is_failing(engine: Engine) -> bool:
+    """Whether the last write transaction of this process failed because of the disk."""
+    return engine in _failing
+
+
+def disk_fault(error: Exception) -> str | None:
+    """In two words what is wrong with the disk, if that is why a statement or a commit failed."""
+    cause = getattr(error, "orig", None)
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the rest says where it failed
+    return _DISK_FAULTS.get(code or getattr(cause, "sqlstate", None))
 
 
 @contextmanager
@@ -152,6 +191,8 @@ def _told(engine: Engine) -> Iterator[None]:
     except DatabaseError as e:
         if is_busy(e):
             raise ConflictError("another process is writing to the database; nothing was changed, try again") from e
+        if (fault := disk_fault(e)) is not None:  # SQLite needs some space even to read
+            raise DiskError(f"{fault}: the database cannot be used; free some space, or see to the disk") from e
         if engine.name == "sqlite":
             raise UsageError("the database is missing, damaged or no database: restore it from a backup") from e
         raise UsageError(postgresql.why_not(engine.url, e)) from e

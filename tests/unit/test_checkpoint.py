@@ -14,6 +14,8 @@ import pytest
 
 from federation import ed25519
 from federation.checkpoint import (
+    MAX_EPOCH,
+    MAX_TIME_S,
     Checkpoint,
     VerifierKey,
     cosign,
@@ -22,9 +24,11 @@ from federation.checkpoint import (
     origin_line,
     parse_origin_line,
     sign,
+    sign_besides,
+    with_one_line,
 )
 from federation.errors import MalformedError, RemoteError, SignatureError, TooLargeError, WrongFeedError
-from federation.limits import MAX_NOTE_SIGNATURES
+from federation.limits import MAX_NOTE_BYTES, MAX_NOTE_SIGNATURES
 from federation.model import NodeId
 
 TESTS = Path(__file__).parents[1]
@@ -182,6 +186,49 @@ def test_cosigning_is_refused_where_the_result_would_be() -> None:
         full = cosign(full, f"witness-{n}.example", TIME, DE_SIGN, DE_PUBLIC)
     with pytest.raises(TooLargeError):
         cosign(full, DE, TIME, DE_SIGN, DE_PUBLIC)
+
+
+def test_a_second_key_signs_the_same_head_besides_the_first() -> None:
+    """A rotation: readers of either key read the same head, and what it says is read without a key too."""
+    other_public, other_sign = key_pair("the next log key")
+    other = VerifierKey(ORIGIN, other_public)
+    both = sign_besides(NOTE, ORIGIN, other_sign, other_public)
+    assert both.startswith(NOTE)
+    assert open_checkpoint(both, ORIGIN, LOG) == open_checkpoint(both, ORIGIN, other) == Checkpoint.of(both) == HEAD
+    for line, key in ((NOTE, LOG), (sign(HEAD, ORIGIN, other_sign, other_public), other)):
+        assert with_one_line(cosign(both, DE, TIME, DE_SIGN, DE_PUBLIC), key) == line
+    for public, signer in ((LOG_PUBLIC, LOG_SIGN), (other_public, other_sign)):
+        with pytest.raises(SignatureError, match="signed it already"):
+            sign_besides(both, ORIGIN, signer, public)
+    with pytest.raises(SignatureError, match="0 signatures by the wanted key"):
+        with_one_line(both, COSIGNER)
+    # our own cosignature under this name and key is no signature of that kind
+    cosigned = cosign(sign(HEAD, ORIGIN, other_sign, other_public), ORIGIN, TIME, LOG_SIGN, LOG_PUBLIC)
+    assert open_checkpoint(sign_besides(cosigned, ORIGIN, LOG_SIGN, LOG_PUBLIC), ORIGIN, LOG) == HEAD
+
+
+def test_signing_besides_is_refused_where_the_result_would_be() -> None:
+    other_public, other_sign = key_pair("the next log key")
+    for not_a_note in (b"", HEAD.body()):
+        with pytest.raises(MalformedError):
+            sign_besides(not_a_note, ORIGIN, other_sign, other_public)
+    full = NOTE
+    for n in range(MAX_NOTE_SIGNATURES - 1):
+        full = cosign(full, f"witness-{n}.example", TIME, DE_SIGN, DE_PUBLIC)
+    with pytest.raises(TooLargeError):
+        sign_besides(full, ORIGIN, other_sign, other_public)
+
+
+def test_the_last_values_in_range_are_read() -> None:
+    assert parse_origin_line(origin_line(FR, DE, MAX_EPOCH)) == (FR, DE, MAX_EPOCH)
+    for time in (1, MAX_TIME_S):
+        assert open_cosignature(cosign(NOTE, DE, time, DE_SIGN, DE_PUBLIC), COSIGNER) == time
+    largest = sign(Checkpoint(ORIGIN, (1 << 63) - 1, HEAD.root), ORIGIN, LOG_SIGN, LOG_PUBLIC)
+    assert open_checkpoint(largest, ORIGIN, LOG).size == (1 << 63) - 1
+    with pytest.raises(TooLargeError, match=f"{MAX_NOTE_BYTES + 1} bytes"):
+        open_checkpoint(b"x" * (MAX_NOTE_BYTES + 1), ORIGIN, LOG)
+    with pytest.raises(MalformedError):
+        open_checkpoint(b"x" * MAX_NOTE_BYTES, ORIGIN, LOG)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_a_hash_only_item_counts_when_its_eraser_names_it() -> None:
     history = _with_eraser((1, 2))
     verified = verify_page(feed.empty(ORIGIN), page(history, 0), KEYS)
     assert verified.may_receipt
-    assert (verified.entries[2].data, verified.entries[2].envelope) == (None, None)
+    assert (verified.entries[2].seq, verified.entries[2].data, verified.entries[2].envelope) == (2, None, None)
     assert verified.state.edge.root() == root((*HONEST[:5], history[5], *HONEST[6:]))
 
 
@@ -248,6 +248,7 @@ def test_an_eraser_that_never_comes_leaves_the_feed_without_a_receipt() -> None:
     [
         item(5, Withdrawal((1,), "r")),  # names another entry
         item(5),  # takes nothing back
+        item(5, Withdrawal((2,), "r", origin_line(FR, DE, 7))),  # takes back entry 2 of an earlier epoch
         b"garbage",
         erased(5, 6),  # is gone itself
     ],
@@ -262,7 +263,46 @@ def test_an_eraser_that_does_not_name_the_item_is_refused(eraser: bytes | Erased
         verify_page(state, page(history, state.cursor), KEYS)
 
 
+@pytest.mark.invariant("I8")
+def test_one_item_that_waits_does_not_hide_another_that_lies() -> None:
+    history: list[bytes | ErasedItem] = [erased(0, 1 << 40), erased(1, 3), *HONEST[2:3], item(3, Withdrawal((1,), "r"))]
+    verified = verify_page(feed.empty(ORIGIN), page(history, 0), KEYS)
+    assert verified.state.pending == (history[0],)  # sanity: the second is settled
+    history[3] = item(3, Withdrawal((0,), "r"))
+    with pytest.raises(ErasureError, match="entry 1 is said to be erased by 3"):
+        verify_page(feed.empty(ORIGIN), page(history, 0), KEYS)
+
+
+def test_only_so_many_items_wait_for_their_eraser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "MAX_PENDING_ERASURES", 3)
+    waiting: Items = [erased(seq, 1 << 40) for seq in range(4)]
+    held_back = verify_page(feed.empty(ORIGIN), page(waiting, 0, 3), KEYS).state
+    assert len(held_back.pending) == 3
+    with pytest.raises(TooLargeError, match="over 3 items wait"):
+        verify_page(held_back, page(waiting, 3), KEYS)
+
+
 # Forks
+
+
+@pytest.mark.invariant("I8")
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_pages_lead_through_the_newest_head_that_was_shown(ahead: int) -> None:
+    """The sender showed an honest head beyond what it delivered; now it delivers another history that passes by it."""
+    shown = head(HONEST[: 5 + ahead])
+    first = verify_page(feed.empty(ORIGIN), PageBytes(HONEST[:5], head(HONEST[:5]), dated(shown)), KEYS).state
+    assert verify_page(first, page(HONEST, 5), KEYS).state.cursor == 8
+    with pytest.raises(SuspectedForkError, match=f"do not lead through the head shown at {5 + ahead}"):
+        verify_page(first, page(OTHER, 5), KEYS)
+
+
+def test_of_two_newest_heads_of_one_size_the_first_is_kept() -> None:
+    first = held(3)  # the same head dated anew says nothing more
+    later = PageBytes(HONEST[3:5], head(HONEST[:5]), dated(head(HONEST), at=NOW + timedelta(hours=1)))
+    assert later.latest != first.newest
+    assert verify_page(first, later, KEYS).state.newest == first.newest
+    grown = (*HONEST, item(8))
+    assert verify_page(first, page(grown, 3), KEYS).state.newest == page(grown, 3).latest
 
 
 @pytest.mark.invariant("I8")
@@ -350,3 +390,61 @@ def test_a_receipt_is_our_head_with_the_receivers_cosignature() -> None:
 def test_what_is_no_receipt_of_this_feed_by_this_receiver_is_refused(note: bytes, error: type[RemoteError]) -> None:
     with pytest.raises(error):
         check_receipt(note, ORIGIN, KEYS, RECEIVER_KEYS)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_whoever_cosigned_needs_no_log_key_to_know_its_own_head(place: int) -> None:
+    """Any of the receiver's keys, the oldest first or last; of this feed, and of no other."""
+    strangers = [VerifierKey(DE, ed25519.public_key(bytes([n]) * 32)) for n in (1, 2)]
+    keys = (*strangers[:place], *RECEIVER_KEYS, *strangers[place:])
+    seen = feed.cosigned_head(_receipt(head(HONEST, seed=OTHER_SEED)), ORIGIN, keys)
+    assert (seen.origin, seen.size, seen.root) == (ORIGIN, 8, root(HONEST))
+    assert check_receipt(_receipt(head(HONEST)), ORIGIN, KEYS, keys).size == 8
+    with pytest.raises(SignatureError):
+        feed.cosigned_head(_receipt(head(HONEST)), ORIGIN, strangers)
+    with pytest.raises(WrongFeedError):
+        feed.cosigned_head(_receipt(head(HONEST, origin=origin_line(FR, DE, 2))), ORIGIN, keys)
+
+
+def filled(note: bytes, size: int) -> bytes:
+    """`note` with one more line, by a key that nobody asks for, that makes it `size` bytes long."""
+    rest = size - len(note) - len("— x \n".encode())
+    return note + f"— x{'x' * (rest % 4)} {'A' * (rest - rest % 4)}\n".encode()
+
+
+def test_a_note_may_be_as_long_as_its_limit() -> None:
+    longest = filled(head(HONEST), MAX_NOTE_BYTES)
+    assert len(longest) == MAX_NOTE_BYTES
+    assert feed.signed_head(longest, ORIGIN, KEYS).size == 8
+    with pytest.raises(TooLargeError):
+        feed.signed_head(filled(head(HONEST), MAX_NOTE_BYTES + 1), ORIGIN, KEYS)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_head_is_signed_by_any_key_that_counts(place: int) -> None:
+    strangers = [VerifierKey(ORIGIN, ed25519.public_key(bytes([n]) * 32)) for n in (1, 2)]
+    keys = (*strangers[:place], *KEYS, *strangers[place:])
+    assert feed.signed_head(head(HONEST), ORIGIN, keys).size == 8
+    with pytest.raises(SignatureError):
+        feed.signed_head(head(HONEST), ORIGIN, strangers)
+    with pytest.raises(WrongFeedError):
+        feed.signed_head(head(HONEST, origin=origin_line(FR, DE, 2)), ORIGIN, keys)
+
+
+# The final head that a new epoch names
+
+
+@pytest.mark.invariant("I8")
+def test_an_epoch_ends_at_the_newest_head_that_was_shown_or_after_it() -> None:
+    for final in (head(HONEST[:5]), head(HONEST)):
+        feed.check_final(final, ORIGIN, head(HONEST[:5]))
+    for final in (head(HONEST), b""):  # nothing was shown before, and perhaps nothing ever signed
+        feed.check_final(final, ORIGIN, b"")
+    with pytest.raises(RollbackError, match="ended at 4; 5 was signed before"):
+        feed.check_final(head(HONEST[:4]), ORIGIN, head(HONEST[:5]))
+    with pytest.raises(RollbackError):
+        feed.check_final(b"", ORIGIN, head(HONEST[:5]))
+    with pytest.raises(ForkError, match="two signed roots at size 6"):
+        feed.check_final(head(OTHER[:6]), ORIGIN, head(HONEST[:6]))
+    with pytest.raises(WrongFeedError):
+        feed.check_final(head(HONEST, origin=origin_line(FR, DE, 2)), ORIGIN, head(HONEST[:5]))

@@ -57,6 +57,12 @@ def test_a_name_is_found_however_it_is_written(text: Any) -> None:
     assert found(text, REPORTER) == [Kind.PERSON]
 
 
+def test_what_csaf_calls_its_members_is_no_text_of_anybody() -> None:
+    threats = withheld("Threats", Category.VICTIM)
+    assert found({"threats": ["none"]}, threats) == []
+    assert found({"our threats": ["none"]}, threats) == [Kind.VICTIM]
+
+
 @pytest.mark.parametrize("text", ["Mary-Jane Doerr", "Janet Doe", "jane", {"_sd": ["Jane Doe"]}])
 def test_a_part_of_a_word_is_no_hit(text: Any) -> None:
     assert found(text, REPORTER) == []
@@ -136,6 +142,34 @@ def test_the_name_of_the_element_counts_as_the_member_s_name() -> None:
     assert found("CSAFPID-0001", withheld("CSAFPID-0001", Category.SOURCE)) == [Kind.SOURCE]
 
 
+@pytest.mark.invariant("I4")
+def test_an_element_that_gives_no_terms_does_not_end_the_search() -> None:
+    score = withheld("Jane Doe", Category.PERSONAL, path="/csaf/vulnerabilities/0/cve")
+    assert found("Thanks to Jane Doe", score, REPORTER) == [Kind.PERSON]
+    assert found("Thanks to Jane Doe", REPORTER, score) == [Kind.PERSON]
+    assert found("Thanks to Jane Doe", score) == []
+
+
+@pytest.mark.invariant("I4")
+@pytest.mark.parametrize(
+    ("secret", "kinds"),
+    [
+        ("evil_tool", [Kind.INDICATOR]),  # one token, though of no known form
+        ("drop the tool", []),  # prose of fewer than 24 characters
+        ("abcdefghijkl mnopqrstuvw", [Kind.TEXT]),  # 24 of them
+        ("abcdefghijkl mnopqrstuv", []),
+    ],
+)
+def test_what_of_an_indicators_text_is_a_term(secret: str, kinds: list[Kind]) -> None:
+    assert found(f"see: {secret}.", withheld(secret, Category.INDICATOR)) == kinds
+
+
+@pytest.mark.invariant("I4")
+@pytest.mark.parametrize(("name", "is_term"), [("Жук", False), ("Жуки", True), ("Bob", False), ("Bobo", True)])
+def test_a_name_of_four_letters_in_any_alphabet_is_a_term(name: str, is_term: bool) -> None:
+    assert found(f"by {name} today", withheld(name, Category.PERSONAL)) == ([Kind.PERSON] if is_term else [])
+
+
 def test_a_hit_is_told_once_for_each_kind_and_owner() -> None:
     hits = search({NOTE: ["Jane Doe", "Jane Doe and Jane Doe"]}, {"tracking": {"id": "jane-doe-1"}}, [REPORTER])
     assert hits == (Hit(NOTE, Kind.PERSON, AWAY), Hit(None, Kind.PERSON, AWAY))
@@ -183,10 +217,18 @@ def test_when_the_product_tree_falls_what_refers_to_it_falls_too() -> None:
 
 
 @pytest.mark.invariant("I4")
-@pytest.mark.parametrize("path", [None, "/csaf/document", "/csaf/gone"])
-def test_a_hit_where_nothing_can_be_withheld_holds_the_release(path: str | None) -> None:
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        (None, "the part that is always plain"),
+        ("/csaf/document", "/csaf/document, which cannot be withheld,"),
+        ("/csaf/gone", "/csaf/gone, which cannot be withheld,"),
+    ],
+)
+def test_a_hit_where_nothing_can_be_withheld_holds_the_release(path: str | None, where: str) -> None:
     before = decision(note=(Form.FULL, True), gone=(Form.WITHHELD, True))
-    with pytest.raises(HeldError, match=r"\(person\) of /csaf/document/acknowledgments/0"):
+    words = rf"^{where} contains a term \(person\) of /csaf/document/acknowledgments/0, which this recipient"
+    with pytest.raises(HeldError, match=words):
         demote(before, [Hit(path, Kind.PERSON, AWAY)])
 
 

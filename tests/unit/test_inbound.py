@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from federation import grant
 from federation.agreement import Agreement, from_yaml
 from federation.entries import Delivery
 from federation.errors import (
+    GrantError,
     HandlingError,
     KeyringError,
     MalformedError,
@@ -20,9 +22,9 @@ from federation.errors import (
     TermsError,
     UnknownOriginError,
 )
-from federation.inbound import Advisory, Receiver, admit, open_delivery, read_advisory
+from federation.inbound import Admitted, Advisory, Receiver, admit, may_keep_evidence, open_delivery, read_advisory
 from federation.keyring import Keyring
-from federation.model import Category, Country, JsonObject, Presentation
+from federation.model import Category, Country, JsonObject, NodeId, Onward, Presentation, Role, Tlp
 from tests.nodes import (
     DE,
     FR,
@@ -291,3 +293,145 @@ def test_an_advisory_with_nothing_in_it_is_not_kept(case: Case) -> None:
     empty = Delivery(Presentation(case.delivery.presentation.core, ()), case.delivery.terms)
     with pytest.raises(NotAdmittedError, match="nothing is disclosed"):
         case.run(empty)
+
+
+# What the origin says of itself, and where things may lie
+
+
+@pytest.mark.invariant("I6")
+def test_the_home_in_the_handling_is_that_of_the_origins_card(case: Case) -> None:
+    with pytest.raises(HandlingError, match="home is not the jurisdiction"):
+        case.run(case.resigned(lambda p: p["handling"].update(home="DE")))  # admit (4)
+
+
+@pytest.mark.parametrize("where", ["handling", "agreement", "terms"])
+def test_storage_has_to_be_allowed_here_by_all_three(case: Case, where: str) -> None:
+    def run(countries: list[str]) -> Advisory:
+        if where == "handling":
+            return case.run(case.resigned(lambda p: p["handling"].update(storage=countries)))
+        places = frozenset(map(Country, countries))
+        if where == "terms":
+            return case.run(_terms(case, storage=places))
+        return case.run(*_under(case, storage=f"[{', '.join(countries)}]"))
+
+    with pytest.raises(NotAdmittedError, match="storage in this country") as caught:
+        run(["FR"])  # admit (3)
+    assert caught.value.rules == ("handling/storage",)
+    if where == "terms":
+        assert run(["DE", "FR"]).name == NAME
+    else:  # terms without a limit of their own are wider than this
+        with pytest.raises(TermsError):
+            run(["DE", "FR"])
+
+
+def test_retention_that_is_over_is_refused_by_its_rule(case: Case) -> None:
+    with pytest.raises(NotAdmittedError) as caught:
+        case.run(_terms(case, retain_until=case.now))
+    assert caught.value.rules == ("handling/expired",)
+    assert case.run(_terms(case, retain_until=case.now + timedelta(seconds=1))).name == NAME
+
+
+# What a relay delivers: more of it in test_last_hop
+
+
+def relayed(case: Case, document: bytes | None = None, at: datetime | None = None, **handling: Any) -> Admitted:
+    """What DE makes of the advisory when IN passes it on."""
+    advisory = read_advisory(open_delivery(case.delivery, case.receiver, case.now), case.receiver.labels, case.now)
+    given = replace(advisory, handling=replace(advisory.handling, **handling), grant=document or b"")
+    everybody = {name: node.card for name, node in case.world.nodes.items()}
+    return admit(given, replace(case.receiver, keyring=Keyring(everybody)), IN, at or case.now)
+
+
+def granted(case: Case, **changed: Any) -> bytes:
+    """A grant by FR to IN, towards DE."""
+    fr = case.world[FR]
+    signer = fr.keys.signer(Role.ISSUE, fr.card, case.now)
+    parts: dict[str, Any] = {
+        "core_digest": hashlib.sha256(case.delivery.presentation.core).digest(),
+        "relay": IN,
+        "recipients": (DE,),
+        "categories": tuple(Category),
+        "until": case.now + timedelta(days=30),
+    }
+    return grant.sign(FR, **parts | changed, kid=signer.kid, sign_bytes=signer.sign).document
+
+
+def test_a_relay_delivers_what_the_origin_lets_go_as_far_as_here(case: Case) -> None:
+    by_grant = relayed(case, granted(case))
+    assert {rule.id.partition(":")[0] for rule in by_grant.rules} == {"exchange-2026/1#all"}
+    assert by_grant.alarms == ()
+    assert by_grant.advisory.handling.onward is not Onward.PEERS  # the grant is for this hop, and changes no handling
+    assert relayed(case, onward=Onward.PEERS).rules == by_grant.rules
+    assert relayed(case, granted(case), onward=Onward.PEERS).rules == by_grant.rules
+
+
+GRANTS: dict[str, dict[str, Any]] = {
+    "for another relay": {"relay": DE},
+    "for another recipient": {"recipients": (IN, FR)},
+    "for another core": {"core_digest": b"c" * 32},
+    "for less than what arrived": {"categories": (Category.IDENTIFICATION,)},
+}
+
+
+@pytest.mark.invariant("I2")
+@pytest.mark.parametrize("name", sorted(GRANTS))
+def test_a_grant_covers_this_core_this_relay_this_recipient_and_all_that_arrived(case: Case, name: str) -> None:
+    assert relayed(case, granted(case)).rules  # sanity
+    for onward in (Onward.NONE, Onward.PEERS):
+        with pytest.raises(GrantError):
+            relayed(case, granted(case, **GRANTS[name]), onward=onward)
+
+
+@pytest.mark.invariant("I2")
+def test_a_relays_word_is_not_enough(case: Case) -> None:
+    document = granted(case, until=case.now + timedelta(days=1))
+    with pytest.raises(GrantError, match="has ended"):
+        relayed(case, document, at=case.now + timedelta(days=1))
+    with pytest.raises(NotAdmittedError) as caught:
+        relayed(case)
+    assert caught.value.rules == ("relay/no-grant",)
+    for tlp in (Tlp.RED, Tlp.AMBER_STRICT):
+        with pytest.raises(NotAdmittedError, match="is not passed on") as caught:
+            relayed(case, granted(case), tlp=tlp, recipients=frozenset((DE, IN)))
+        assert caught.value.rules == ("handling/relay-tlp",)
+
+
+@pytest.mark.invariant("I11")
+def test_before_the_embargo_ends_nothing_is_passed_on_though_a_clock_may_lead_ours(case: Case) -> None:
+    end = case.now + timedelta(days=1)
+    with pytest.raises(NotAdmittedError, match="embargo") as caught:
+        relayed(case, granted(case), at=end - timedelta(seconds=301), embargo_until=end)
+    assert caught.value.rules == ("handling/embargo",)
+    assert relayed(case, granted(case), at=end - timedelta(seconds=300), embargo_until=end).rules
+
+
+@pytest.mark.invariant("I10")
+def test_whose_bytes_are_kept_as_evidence(case: Case) -> None:
+    """Those of a sender who, by an agreement in force, lets us store things of its own here."""
+
+    def kept(
+        delivery: Delivery, receiver: Receiver = case.receiver, sender: NodeId = FR, at: datetime = case.now
+    ) -> bool:
+        return may_keep_evidence(delivery, receiver, sender, at)
+
+    assert kept(case.delivery)
+    assert kept(_core(case, b"nobody can read this"))
+    assert not kept(case.delivery, sender=IN)  # what is another's is not kept, whoever sends it
+    assert not kept(_terms(case, agreement_digest=b"x" * 32))
+    assert not kept(case.delivery, at=case.now + timedelta(days=300))
+    (agreement,) = case.receiver.agreements.values()
+    assert not kept(case.delivery, _with(case, replace(agreement, grants=())))
+    for country, expected in (("DE", True), ("FR", False)):
+        delivery, receiver = _under(case, storage=f"[{country}]")
+        assert kept(delivery, receiver) is expected
+
+
+def test_a_dropped_key_still_speaks_for_what_was_shown_before(case: Case) -> None:
+    fr = case.world[FR]
+    key = next(key for key in fr.card.keys if key.role is Role.ISSUE)
+    bare = replace(fr.card, keys=tuple(k for k in fr.card.keys if k is not key))
+    receiver = replace(case.receiver, keyring=Keyring({FR: bare, DE: case.receiver.keyring.cards[DE]}))
+    with pytest.raises(KeyringError):
+        case.run(case.delivery, receiver)
+    assert receiver.accepting({}) is receiver
+    assert case.run(case.delivery, receiver.accepting({(FR, key.kid): key.public})).name == NAME

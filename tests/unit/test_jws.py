@@ -177,6 +177,22 @@ def test_any_other_form_is_refused(data: bytes) -> None:
         read(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b"[", "agreement+jws: "),
+        (bend(lambda v: v.update(payload=1)), "agreement+jws: "),
+        (bend(lambda v: v["signatures"][0].update(protected=1)), "agreement+jws: "),
+        (bend(lambda v: v["signatures"][0].update(signature=1)), "agreement+jws: "),
+        (with_header(b"["), "agreement+jws header: "),
+    ],
+)
+def test_a_refusal_names_the_kind_of_document(data: bytes, place: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        read(data)
+    assert str(caught.value).startswith(place)
+
+
 @pytest.mark.parametrize("kid", ["", "a b", "é", "k" * 256])
 def test_we_do_not_sign_under_a_key_id_that_nobody_would_read(kid: str) -> None:
     with pytest.raises(RemoteError):

@@ -92,8 +92,26 @@ def test_a_proof_holds_in_one_place_only() -> None:
     shifted = inclusion_proof(LEAVES, 12)  # the same hashed bytes, cut between leaf and sibling one byte earlier
     with pytest.raises(SignatureError):
         verify_inclusion(12, 40, LEAVES[12][:31], (LEAVES[12][31:] + shifted[0], *shifted[1:]), root(LEAVES))
-    with pytest.raises(SignatureError):
-        verify_inclusion(-1, 1, LEAVES[13], (), LEAVES[13])
+    verify_inclusion(0, 1, LEAVES[13], (), LEAVES[13])
+    for index in (-1, 1):
+        with pytest.raises(SignatureError):
+            verify_inclusion(index, 1, LEAVES[13], (), LEAVES[13])
+
+
+@pytest.mark.invariant("I8")
+def test_a_tree_continues_itself_only_with_its_own_root_and_without_a_proof() -> None:
+    honest, other = root(LEAVES[:8]), root(LEAVES[1:9])
+    verify_consistency(8, 8, (), honest, honest)
+    attacks: list[tuple[int, int, tuple[bytes, ...], bytes, bytes]] = [
+        (8, 8, (), honest, other),
+        (8, 8, (LEAVES[0],), honest, honest),
+        (9, 8, (), honest, honest),
+        (0, 0, (), EMPTY.root(), EMPTY.root()),
+        (8, 9, (), honest, other),
+    ]
+    for size1, size2, proof, root1, root2 in attacks:
+        with pytest.raises(SignatureError):
+            verify_consistency(size1, size2, proof, root1, root2)
 
 
 def test_a_node_is_no_leaf() -> None:
@@ -120,6 +138,7 @@ def test_no_proof_for_what_is_not_there(index: int) -> None:
     [(-1, ()), (0, (bytes(32),)), (1, ()), (3, (bytes(32),)), (2, (bytes(31),)), (1 << 63, (bytes(32),))],
 )
 def test_an_edge_checks_itself(size: int, hashes: tuple[bytes, ...]) -> None:
+    assert RightEdge((1 << 63) - 1, (bytes(32),) * 63).size == (1 << 63) - 1
     with pytest.raises(MalformedError):
         RightEdge(size, hashes)
 

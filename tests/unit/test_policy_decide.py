@@ -442,6 +442,7 @@ def test_explain_puts_what_is_withheld_first_and_counts_as_people_do() -> None:
     ]
     assert rows[0].categories == ("victim",)
     assert rows[-1].basis == "agreement fr-in version 1, clause basics"
+    assert (rows[-1].rule_id, rows[-1].says) == ("fr-in/1#basics:full", decision.elements[0].rules[0].says)
     assert [paths for _, paths in by_rule(decision)] == [
         ("/csaf/document/notes/9", "/csaf/document/notes/10"),
         (EXPLOIT.path,),

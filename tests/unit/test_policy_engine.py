@@ -7,13 +7,14 @@ from types import MappingProxyType
 import cedarpy
 import pytest
 
+from federation.agreement import from_yaml
 from federation.errors import HeldError, PolicyError
 from federation.model import Category, Country, Form, NodeId, Onward, Purpose, Tier, Tlp
 from federation.policy.decide import may_notify
-from federation.policy.engine import rule_book
+from federation.policy.engine import Answer, rule_book
 from federation.policy.facts import Place, Question, Situation
 from federation.policy.handling import CONTROL, HANDLING_RULES, PERMIT_ALL
-from federation.policy.packs import LawPack
+from federation.policy.packs import Group, LawPack, Member
 from federation.policy.rules import load, parse
 from federation.policy.schema import Action, Control, schema_text
 from tests.laws import COUNTRIES, book_of
@@ -43,6 +44,17 @@ QUESTION = Question(Action.DISCLOSE, frozenset((Category.TECHNICAL,)), Form.FULL
 PERMITS = parse(
     '@id("p") @basis("a clause") @says("All of it.") permit (principal, action, resource);', "permits", "permit"
 )
+TERMS = """
+agreement: t
+version: 1
+parties: [cert.fr.example, cert.in.example]
+valid_from: "2026-01-01T00:00:00Z"
+valid_until: "2027-01-01T00:00:00Z"
+sunset_review: "2026-12-01T00:00:00Z"
+purposes: [remediation]
+grants:
+  - {id: one, tlp: [GREEN], tiers: [standard], share: {identification: full}}
+"""
 FAILS = 'Node::"nobody.example".groups.isEmpty()'  # the entity does not exist: Cedar errors on it
 
 
@@ -203,9 +215,93 @@ def test_control_traffic_passes_without_an_agreement_unless_law_forbids_it() -> 
         may_notify(Control.CARD, Country("FR"), IN, Country("IN"), sanctions, NOW)
 
 
+def a_pack(**changed: object) -> LawPack:
+    members = (Member(Country("FR"), date(2020, 1, 1), date(2030, 1, 1)),)
+    pack = LawPack(
+        "test", 1, None, "t", "example", date(2026, 1, 1), "s",
+        MappingProxyType({"g": Group("Article 1", members)}), MappingProxyType({"promise": "kept"}),
+        parse("", "t", "forbid"), parse("", "t", "permit"), date(2027, 1, 1),
+    )  # fmt: skip
+    return replace(pack, **changed)  # type: ignore[arg-type]
+
+
 def test_the_digest_of_a_rule_book_covers_its_rules_and_its_lists() -> None:
-    assert book_of().digest == book_of().digest
-    assert book_of().digest != book_of(rule("forbid", "resource.embargoed")).digest
+    """Equal digests decide equally: what was decided under one is looked up under the other."""
+
+    def group(*members: Member, name: str = "g") -> dict[str, object]:
+        return {"groups": MappingProxyType({name: Group("Article 1", members)})}
+
+    fr, first, last = Country("FR"), date(2020, 1, 1), date(2030, 1, 1)
+    different: list[dict[str, object]] = [
+        {},
+        group(Member(fr, first, last), name="h"),
+        group(Member(Country("IN"), first, last)),
+        group(Member(fr, date(2020, 1, 2), last)),
+        group(Member(fr, first, date(2030, 1, 2))),
+        group(Member(fr, first, None)),
+        group(Member(fr, first, last), Member(fr, date(2031, 1, 1), None)),
+        {"rules": parse(rule("forbid", "resource.embargoed"), "t", "forbid")},
+        {"duties": parse(rule("permit", "resource.embargoed"), "t", "permit")},
+        {"safeguards": MappingProxyType({"vow": "kept"})},
+    ]
+    books = [rule_book((a_pack(**changed),), COUNTRIES) for changed in different]
+    books.append(rule_book((a_pack(),), COUNTRIES[1:]))
+    assert len({book.digest for book in books}) == len(books)
+    assert rule_book((a_pack(),), COUNTRIES).digest == books[0].digest
+    assert rule_book((a_pack(), a_pack(id="twin")), COUNTRIES).digest != book_of().digest
+
+
+def test_a_rule_book_tells_by_when_its_packs_have_to_be_reviewed() -> None:
+    packs = (a_pack(), a_pack(id="other", version=3, review_by=date(2028, 1, 1)), a_pack(id="none", review_by=None))
+    assert rule_book(packs, COUNTRIES).reviews == {
+        "test version 1": date(2027, 1, 1),
+        "other version 3": date(2028, 1, 1),
+    }
+
+
+def test_safeguards_are_known_to_the_rules() -> None:
+    lifted = rule("forbid", '!context.safeguards.contains(Safeguard::"promise")')
+    book = rule_book((a_pack(rules=parse(lifted, "t", "forbid")),), COUNTRIES)
+    assert [r.id for r in book.ask(QUESTION, PERMITS).rules] == ["test/rule"]
+    assert book.ask(QUESTION, PERMITS).alarms == ()
+    held = replace(QUESTION, situation=replace(SITUATION, safeguards=frozenset(("promise",))))
+    assert book.ask(held, PERMITS).allowed
+
+
+def test_several_rules_that_match_or_fail_are_told_in_order_with_every_alarm() -> None:
+    law = "".join(rule("forbid", when, f"t/{n}") for n, when in enumerate((FAILS, "resource.storage_allows", FAILS)))
+    broken = parse(rule("permit", FAILS, "p/broken"), "t", "permit")
+    answer = book_of(law).ask(QUESTION, broken)
+    assert [r.id for r in answer.rules] == ["t/1", "t/0", "t/2"]
+    assert answer.alarms == tuple(f"rule {name} could not be evaluated" for name in ("t/0", "t/2", "p/broken"))
+    duties = "".join(rule("permit", when, f"d/{n}") for n, when in enumerate((FAILS, "resource.storage_allows")))
+    owed = book_of(duties=duties).owed(QUESTION)
+    assert (owed.allowed, [r.id for r in owed.rules]) == (True, ["d/1", "d/0"])
+    assert owed.alarms == ("rule d/0 could not be evaluated",)
+    assert book_of(duties=rule("permit", "resource.embargoed", "d/no")).owed(QUESTION) == Answer(False, (), ())
+    assert book_of().owed(QUESTION) == Answer(False, (), ())
+
+
+def test_facts_that_do_not_fit_the_schema_are_told_in_the_alarm() -> None:
+    strange = replace(QUESTION, situation=replace(SITUATION, recipient_place=Place(Country("XX"), frozenset())))
+    book = book_of(duties=rule("permit", "resource.embargoed", "d/one"))
+    for answer in (book.ask(strange, PERMITS), book.owed(strange)):
+        assert answer.alarms == ("the facts of a question do not fit the policy schema",)
+    assert book.owed(strange).allowed
+
+
+def test_permits_are_compiled_once_and_their_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("federation.policy.engine.MAX_PERMIT_SETS", 2)
+    book, terms = book_of(), from_yaml(TERMS, "terms.yaml")
+    there = book.permits(terms, FR, IN)
+    assert list(there.rules) == ["t/1#one:full", "t/1#one:generalised"]
+    assert book.permits(terms, FR, IN) is there
+    back = book.permits(terms, IN, FR)
+    assert back.digest != there.digest
+    assert book.permits(terms, FR, IN) is there  # two fit
+    book.permits(from_yaml(TERMS.replace("agreement: t", "agreement: u"), "terms.yaml"), FR, IN)  # a third does not
+    assert book.permits(terms, FR, IN) is not there
+    assert book.permits(terms, FR, IN) == there
 
 
 def test_two_packs_may_not_give_one_id_to_two_rules() -> None:

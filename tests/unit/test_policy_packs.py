@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
-from datetime import UTC, date, datetime
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pycountry
@@ -105,8 +107,30 @@ def test_a_misspelling_is_refused(when: str, named: str) -> None:
     ],
 )
 def test_a_rule_that_could_fail_or_never_match_is_refused(when: str) -> None:
-    with pytest.raises(PolicyError, match="rule xx/one"):
+    with pytest.raises(PolicyError, match=r"^xx\.yaml: rules: rule xx/one: "):
         pack(f'forbid (principal, action == Action::"disclose", resource) when {{ {when} }};')
+
+
+@pytest.mark.parametrize(
+    ("when", "what"),
+    [
+        ("false", "BoolLit"),
+        ("1 + 2 > 0", "greater"),
+        ("resource is Node", "Is"),
+        ("principal in resource", "in"),
+    ],
+)
+def test_what_is_not_allowed_in_a_rule_is_called_by_its_name(when: str, what: str) -> None:
+    with pytest.raises(PolicyError, match=f"rule xx/one: {what} is not allowed"):
+        pack(forbid(when))
+
+
+def test_every_mistake_that_the_validator_finds_is_told_with_its_rule() -> None:
+    wrong = forbid("resource.categorys.isEmpty()")
+    with pytest.raises(PolicyError) as refusal:
+        pack(f'{wrong} @id("xx/two") {NOTES} {wrong}')
+    found = str(refusal.value).removeprefix("xx.yaml: rules: ").split("; ")
+    assert {text.partition(": ")[0] for text in found} == {"rule xx/one", "rule xx/two"}
 
 
 @pytest.mark.parametrize(
@@ -136,8 +160,24 @@ def test_a_rule_without_its_papers_is_refused(rule: str, notes: str, named: str)
 def test_a_duty_is_a_permit() -> None:
     duty = SOUND.replace("forbid", "permit")
     assert list(pack(duty, key="duties").duties.rules) == ["xx/one"]
-    with pytest.raises(PolicyError, match="expected permit, found forbid"):
+    with pytest.raises(PolicyError, match=r"^xx\.yaml: duties: rule xx/one: expected permit, found forbid"):
         pack(SOUND, key="duties")
+
+
+@pytest.mark.parametrize(
+    ("member", "named"),
+    [
+        ("rules: 7", "rules: expected text"),
+        ("duties: 7", "duties: expected text"),
+        ("groups: 7", "groups: expected names and values"),
+        ("safeguards: []", "safeguards: expected names and values"),
+        ("groups: {' ': {}}", "expected text"),
+    ],
+)
+def test_a_member_of_another_kind_is_refused_by_its_name(member: str, named: str) -> None:
+    with pytest.raises(PolicyError) as refusal:
+        load_pack(f"{HEAD.partition('groups:')[0]}{member}", "xx.yaml", COUNTRIES)
+    assert str(refusal.value).startswith(f"xx.yaml: {named}")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +192,18 @@ def test_a_duty_is_a_permit() -> None:
         ("until: 2020-12-31", "until: 2020-02-30", "not a date that exists"),
         ("until: 2020-12-31", "until: 2020-W10-1", "expected a date"),
         ("until: 2020-12-31", "untill: 2020-12-31", "untill"),
+        ("from: 2020-01-01", "from: today", "xx.yaml: group friends: member 1: from: expected a date"),
+        ("until: 2020-12-31", "until: 2020", "xx.yaml: group friends: member 1: until: expected a date"),
+        ("until: 2020-12-31", "until: 2019-12-31", "xx.yaml: group friends: member 1: until lies before from"),
+        ("    basis: Article 1\n", "", "xx.yaml: group friends: missing basis"),
+        ("basis: Article 1", "basis: ' '", "xx.yaml: group friends: basis: expected text"),
+        ("promise: a promise", "promise: 7", "xx.yaml: safeguard promise: expected text"),
+        ("pack: xx", "pack: 7", "xx.yaml: pack: expected text"),
+        ("source: nowhere", "source: 7", "xx.yaml: source: expected text"),
+        ("version: 1", "version: true", "xx.yaml: version: expected a whole number"),
+        ("checked_on: 2026-11-21", "checked_on: 2026", "xx.yaml: checked_on: expected a date"),
+        ("jurisdiction: FR", "jurisdiction: france", "xx.yaml: "),
+        ("status: example", "status: fine", "xx.yaml: status: expected checked or example"),
         ("status: example", "status: fine", "checked or example"),
         ("source: nowhere", "source: nowhere\nreview_by: next year", "review_by: expected a date"),
         ("source: nowhere", "source: nowhere\nreview_by: 2026-11-21", "review_by is no later than checked_on"),
@@ -181,6 +233,42 @@ def test_membership_begins_and_ends_at_midnight_utc() -> None:
     assert member("2020-01-01T00:00:00Z")
     assert member("2020-12-31T23:59:59Z")
     assert not member("2021-01-01T00:00:00Z")
+
+
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose local day begins 14 hours before that of UTC."""
+    monkeypatch.setenv("TZ", "<+14>-14")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_days_are_those_of_utc_wherever_the_node_stands(far_east: None) -> None:
+    member = pack(SOUND).groups["friends"].members[0]
+    assert datetime(2021, 1, 1, tzinfo=UTC).astimezone(None).hour == 14  # sanity: local time is another
+    for zone in (UTC, None):
+        assert member.holds_at(datetime(2020, 12, 31, 23, 59, tzinfo=UTC).astimezone(zone))
+        assert not member.holds_at(datetime(2019, 12, 31, 23, 59, tzinfo=UTC).astimezone(zone))
+    assert member.changes() == (datetime(2020, 1, 1, tzinfo=UTC), datetime(2021, 1, 1, tzinfo=UTC))
+
+
+def test_a_membership_may_last_one_day_or_for_ever() -> None:
+    one_day = pack(SOUND, head=HEAD.replace("until: 2020-12-31", "until: 2020-01-01")).groups["friends"].members[0]
+    assert (one_day.first, one_day.last) == (date(2020, 1, 1), date(2020, 1, 1))
+    for_ever = pack(SOUND, head=HEAD.replace(", until: 2020-12-31", "")).groups["friends"].members[0]
+    assert for_ever.holds_at(datetime(9999, 1, 1, tzinfo=UTC))
+    assert for_ever.changes() == (datetime(2020, 1, 1, tzinfo=UTC),)
+    assert one_day.changes()[1] - one_day.changes()[0] == timedelta(days=1)
+
+
+def test_what_people_read_in_a_pack_is_kept_as_it_was_written() -> None:
+    loaded = pack(SOUND, head=HEAD.replace("example", "checked").replace("jurisdiction: FR", "jurisdiction: null"))
+    assert (loaded.title, loaded.source, loaded.status, loaded.jurisdiction) == ("A law", "nowhere", "checked", None)
+    assert loaded.groups["friends"].basis == "Article 1"
+    bare = load_pack(HEAD.partition("groups:")[0], "xx.yaml", COUNTRIES)
+    assert (bare.groups, bare.safeguards, bare.rules.rules, bare.duties.rules) == ({}, {}, {}, {})
 
 
 def test_two_packs_may_share_a_group_only_if_it_is_the_same() -> None:
