@@ -43,7 +43,6 @@ class Kind(StrEnum):
 
 
 SPOKEN: Final = (Kind.ACKNOWLEDGE, Kind.QUESTION, Kind.CORRECTION, Kind.AFFECTS)  # what people say of an advisory
-BETWEEN_NEIGHBOURS: Final = frozenset((Kind.SEEN, Kind.CORE))  # never passed on
 WITH_TEXT: Final = frozenset((Kind.QUESTION, Kind.CORRECTION, Kind.AFFECTS, Kind.ANSWER))
 
 

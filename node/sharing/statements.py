@@ -20,7 +20,7 @@ from federation.errors import HeldError, NotAdmittedError, NotFoundError, UsageE
 from federation.keyring import Card, Keyring
 from federation.limits import MAX_STATEMENT_TEXT
 from federation.model import JsonObject, NodeId, Role
-from federation.statement import BETWEEN_NEIGHBOURS, SPOKEN, WITH_TEXT, Kind, Statement, Subject
+from federation.statement import SPOKEN, WITH_TEXT, Kind, Statement, Subject
 from node.home import signing
 from node.home.context import Node
 from node.home.people import Post
@@ -146,8 +146,6 @@ def receive(node: Node, tx: Connection, document: bytes, peer: NodeId, keyring: 
     known = tx.execute(select(statements.c.digest).where(statements.c.digest == said.digest)).one_or_none()
     if known is not None:
         return None
-    if said.kind in BETWEEN_NEIGHBOURS and (said.author, said.recipient) != (peer, node.id):
-        raise NotAdmittedError(f"statement for {said.recipient}: this kind is not passed on", _NOT_PASSED_ON)
     if (
         said.recipient != node.id and said.kind != Kind.PURGE
     ):  # that goes back as the order came: `node.sharing.answers`

@@ -65,7 +65,7 @@ class Call:
     data: bytes
     number: int
     context: Any
-    _liar: "Liar"
+    liar: "Liar"
 
     @property
     def request(self) -> Any:
@@ -75,7 +75,7 @@ class Call:
     def honest(self) -> bytes:
         """What an honest node would answer; an honest refusal ends the call."""
         try:
-            answer: Message = getattr(self._liar.servicer, self.method)(self.request, self._liar.victim)
+            answer: Message = getattr(self.liar.servicer, self.method)(self.request, self.liar.victim)
         except ApostilleError as e:
             self.context.abort(*server.refusal_of(e))
             raise
@@ -107,15 +107,15 @@ class Liar(grpc.GenericRpcHandler):
             self._counts[method] += 1
             self.calls.append(call)
             try:
-                answer = self.answers.get(method, Call.honest)(call)
-                self.answered_at = main.utc_now()
-                return answer
+                return self.answers.get(method, Call.honest)(call)
             except ApostilleError:  # honest: the call was ended
                 raise
             except Exception as e:
                 if context.is_active():
                     self.raised.append(e)
                 raise
+            finally:
+                self.answered_at = main.utc_now()
 
         return grpc.unary_unary_rpc_method_handler(answer)
 

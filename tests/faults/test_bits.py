@@ -127,11 +127,10 @@ def over(node: Node, content: bytes) -> Iterator[Node]:
     for path in node.home.glob(f"{main.DATABASE_FILE}*"):
         path.unlink()
     _file(node).write_bytes(content)
-    engine = database.open_engine(_file(node))
     try:
-        yield replace(node, engine=engine)
+        yield node
     finally:
-        engine.dispose()
+        node.engine.dispose()
 
 
 def flipped(content: bytes, stored: tuple[bytes, ...], chance: random.Random) -> bytes:

@@ -7,10 +7,10 @@ dead, and so does the log. The same certificates on a card are refused when it i
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from sqlalchemy import func, select
 
 from federation.model import Country, NodeId
 from node import main
-from node.home import keys, signing
+from node.home import keys, lock, signing
 from node.peering import peers
 from node.rpc import server
 from node.store.database import read
@@ -33,10 +33,14 @@ from node.store.tables import audit, in_entries
 from tests import commands
 from tests.e2e.net import Net, make_net, names_in_inbox, release, status_of, until
 from tests.e2e.processes import PATIENCE_S, Serving, ready, settle
+from tests.faults.proxy import Proxy
 from tests.nodes import ADDRESS, DE, FR, IN, PEOPLE, agree
 
 UNREACHABLE, BAD_PEER = 7, 8
 DAY = timedelta(days=1)
+_TOLD_WITHIN_S = 20
+# It asks nobody by itself: what it does is counted.
+_QUIET = "from node.operation.scheduler import Polls; Polls.refresh = Polls.announce = lambda polls: None"
 _REFUSED = "refuses our TLS key"
 _DEAD = "does not answer"
 
@@ -95,7 +99,7 @@ def real(net: Net, name: NodeId) -> Identity:
     return Identity(key, x509.load_pem_x509_certificate(own.certificate))
 
 
-IMPOSTORS = {
+IMPOSTORS: dict[str, Callable[[Identity], Identity]] = {
     "unknown": lambda _: identity(),
     "expired": lambda mine: identity(key=mine.key, start=-2 * DAY, end=-DAY),
     "not valid yet": lambda mine: identity(key=mine.key, start=DAY, end=2 * DAY),
@@ -108,45 +112,59 @@ IMPOSTORS = {
 
 @dataclass(frozen=True)
 class Place:
-    """FR is served by a process; DE and IN have its agreement."""
+    """FR is served by a process. So is DE, at `honest`, to which its address leads unless it is led elsewhere; IN is
+    down."""
 
     net: Net
     server: Serving
+    honest: str = ""
+    elsewhere: list[str] = field(default_factory=list)
 
     def sync(self, name: NodeId, peer: NodeId, code: int, *words: str) -> None:
         """The command ends with `code`, and says all of `words`."""
         done = commands.run("--home", str(self.net.world[name].home), "sync", peer, timeout=PATIENCE_S)
         assert done.returncode == code, done.stderr
         assert all(word in done.stderr for word in words), done.stderr
+        assert done.stderr.count("\n") <= 1, "gRPC speaks too"
 
     def state(self) -> tuple[object, ...]:
         """What must not change: entries and the audit trail of each, and the calls that FR let in."""
-        counts = []
+        counts: list[int] = []
         for node in self.net.world.nodes.values():
             with read(node.engine) as tx:
-                for table in (audit, in_entries):
-                    counts.append(tx.execute(select(func.count()).select_from(table)).scalar_one())
+                tables = (select(func.count()).select_from(table) for table in (audit, in_entries))
+                counts.extend(tx.execute(rows).scalar_one() for rows in tables)
         let_in = self.server.count("apostille_calls_total", peer=DE)
         return (*counts, let_in, self.server.count("apostille_calls_refused_total"))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with make_net(tmp_path_factory.mktemp("place"), FR, DE, IN) as net:
+    with ExitStack() as ends:
+        net = ends.enter_context(make_net(tmp_path_factory.mktemp("place"), FR, DE, IN))
         settle(net, FR, DE, IN)
         agree(net.world)
-        with ready(net.world[FR].home) as serving:
-            yield Place(net, serving)
+        settings = net.world[DE].home / "apostille.yaml"
+        text = settings.read_text("utf-8").replace(f'listen: "{net.addresses[DE]}"', 'listen: "127.0.0.1:0"')
+        settings.write_text(text, "utf-8")
+        ends.enter_context(ready(net.world[DE].home, _QUIET))
+        honest = lock.serving_address(net.world[DE].home)
+        assert honest is not None
+        elsewhere: list[str] = []
+        ends.enter_context(Proxy(net.addresses[DE], lambda: [honest, *elsewhere][-1]))
+        made = Place(net, ends.enter_context(ready(net.world[FR].home)), honest, elsewhere)
+        until(lambda: made.server.count("apostille_syncs_total", peer=DE, result="ok") > 0, PATIENCE_S)
+        yield made
 
 
 @contextmanager
-def answering(address: str, shown: Identity) -> Iterator[None]:
-    """Somebody answers every call at `address`, and admits whoever calls."""
+def answering(shown: Identity, address: str = "127.0.0.1:0") -> Iterator[str]:
+    """Somebody answers every call at `address`, and admits whoever calls. Gives the address with its port."""
     made = grpc.server(ThreadPoolExecutor(1), [_Answers()])
-    made.add_secure_port(address, grpc.ssl_server_credentials([shown.pem]))
+    port = made.add_secure_port(address, grpc.ssl_server_credentials([shown.pem]))
     made.start()
     try:
-        yield
+        yield f"127.0.0.1:{port}"
     finally:
         made.stop(None).wait()
 
@@ -186,31 +204,44 @@ def test_who_calls_with_another_certificate_is_not_let_in(place: Place, kind: st
 @pytest.mark.invariant("I2")
 @pytest.mark.parametrize("kind", [*IMPOSTORS, "of another enrolled node"])
 def test_who_answers_with_another_certificate_is_told_nothing(place: Place, kind: str) -> None:
-    mine, address = real(place.net, DE), place.net.addresses[DE]
+    mine = real(place.net, DE)
     shown = IMPOSTORS[kind](mine) if kind in IMPOSTORS else real(place.net, IN)
-    with ready(place.net.world[DE].home):
-        place.sync(FR, DE, 0)  # honest
+    place.net.sync(FR, DE)  # honest
     before, called = place.state(), _Answers.called
-    place.sync(FR, DE, UNREACHABLE, DE, _DEAD)
-    with answering(address, shown):
-        place.sync(FR, DE, UNREACHABLE, DE, address, _REFUSED)
+    with answering(shown) as there:
+        place.elsewhere.append(there)
+        try:
+            place.sync(FR, DE, UNREACHABLE, DE, place.net.addresses[DE], _REFUSED)
+        finally:
+            place.elsewhere.clear()
     assert (place.state(), _Answers.called) == (before, called)
+    place.net.sync(FR, DE)
+
+
+@pytest.mark.invariant("I2")
+def test_a_line_that_is_dead_is_told_apart_from_a_refused_key(place: Place) -> None:
+    before = place.state()
+    place.sync(FR, IN, UNREACHABLE, IN, place.net.addresses[IN], _DEAD)
+    place.sync(FR, DE, 0)
+    assert place.state() == before
 
 
 @pytest.mark.invariant("I2")
 def test_the_log_tells_a_refused_key_from_a_dead_line(place: Place) -> None:
-    # DE's server asks FR, which is down, and then somebody else is where FR was; FR, which is up, asks DE all the while
-    net, address = place.net, place.net.addresses[IN]
+    # FR's server asks IN, where nobody answers; then somebody else does
+    address = place.net.addresses[IN]
 
     def told(reason: str) -> bool:
-        lines = (net.world[DE].home / "apostille.log").read_text("utf-8").splitlines()
+        lines = (place.net.world[FR].home / "apostille.log").read_text("utf-8").splitlines()
         return any(f"peer={IN} " in line and line.endswith(f"reason={reason}") for line in lines)
 
-    with ready(net.world[DE].home):
-        until(lambda: told("UNREACHABLE"), PATIENCE_S)
-        assert not told("TLS_REFUSED")
-    with answering(address, identity(IN)), ready(net.world[DE].home):
-        until(lambda: told("TLS_REFUSED"), PATIENCE_S)
+    until(lambda: told("UNREACHABLE"), PATIENCE_S)
+    assert not told("TLS_REFUSED")
+    with answering(identity(IN), address):
+        place.net.world.clock.now = main.utc_now()
+        release(place.net.world, "FR-2")  # it tells IN
+        lock.wake(place.net.world[FR].home)
+        until(lambda: told("TLS_REFUSED"), _TOLD_WITHIN_S)
 
 
 @pytest.mark.parametrize(
@@ -227,25 +258,25 @@ def test_such_a_certificate_is_not_enrolled(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: dict[str, Any], rule: str
 ) -> None:
     made = identity(**{"name": NodeId("cert.ke.example"), **shown})
-    card = stranger(tmp_path, monkeypatch, NodeId("cert.ke.example"), made)
+    card = card_with(tmp_path, monkeypatch, NodeId("cert.ke.example"), made)
     before = place.state()
     home = place.net.world[FR].home
-    done = commands.run("--home", str(home), "peer", "enrol", str(card / "card.json"), "--yes", timeout=PATIENCE_S)
+    done = commands.run("--home", str(home), "peer", "enrol", str(card), "--yes", timeout=PATIENCE_S)
     assert done.returncode == BAD_PEER, done.stderr
     assert rule in done.stderr
     assert place.state() == before
 
 
-def stranger(folder: Path, monkeypatch: pytest.MonkeyPatch, name: NodeId, shown: Identity) -> Path:
-    """A home whose card names a certificate of the attacker's choice."""
+def card_with(folder: Path, monkeypatch: pytest.MonkeyPatch, name: NodeId, shown: Identity) -> Path:
+    """The card of a new node, which names a certificate of the attacker's choice."""
     der = shown.certificate.public_bytes(serialization.Encoding.DER)
     with monkeypatch.context() as patch:
         patch.setattr(keys, "make_certificate", lambda *_: der)
         main.init_home(folder / name, name, Country("DE"), ADDRESS, ADDRESS, roots=1, threshold=1, packs=())
     node = main.open_node(folder / name)
-    (folder / name / "card.json").write_bytes(node.card_bytes)
     node.engine.dispose()
-    return folder / name
+    (folder / "card.json").write_bytes(node.card_bytes)
+    return folder / "card.json"
 
 
 @pytest.mark.invariant("I2")

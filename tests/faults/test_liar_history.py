@@ -5,6 +5,8 @@ of its own; what two signatures prove goes out by `apostille peer incident expor
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -13,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from federation.checkpoint import Checkpoint
 from federation.entries import AgreementOffer, ErasedItem, Withdrawal
 from federation.feed import PageBytes
 from node import main
-from tests.e2e.net import Net, make_net, release
-from tests.faults.liar import Liar, command, difference, everything, lying, prepare, sync
+from protos.exchange.v1 import exchange_pb2 as wire
+from tests.e2e.net import Net, make_net, release, status_of
+from tests.e2e.processes import ready
+from tests.faults.liar import Liar, calling, command, difference, everything, lying, prepare, sync
 from tests.nodes import DE, FR, IN, ForgedFeed, LyingLink, agree, entry, history
 
 ORIGIN = f"{FR}/feeds/{DE}/1"
@@ -69,7 +74,7 @@ def scene(honest: Scene, tmp_path: Path) -> Iterator[Scene]:
     assert sync(honest.net, DE, FR).code == 0  # honest again, and heard
 
 
-def told_by(feed: Any, rewrite: Callable[[PageBytes], PageBytes]) -> Any:
+def told_by(feed: ForgedFeed, rewrite: Callable[[PageBytes], PageBytes]) -> Any:
     return LyingLink(feed, rewrite)
 
 
@@ -81,11 +86,6 @@ def _mix(scene: Scene) -> Any:
     """Entries of the feed to another receiver."""
     others = history(scene.net.world[FR], IN)
     return scene.feed(*others[:1])
-
-
-def _heads(scene: Scene, size: int) -> Any:
-    feed = scene.feed()
-    return told_by(feed, lambda page: replace(page, latest=feed.latest(size, b"r" * 32)))
 
 
 def _beyond(scene: Scene) -> Any:
@@ -110,10 +110,6 @@ def _no_items(scene: Scene) -> Any:
     """Says that there is one more, and hands out nothing that leads there."""
     feed = scene.feed(note(len(scene.items)))
     return told_by(feed, lambda page: replace(page, items=(), checkpoint=page.latest, latest=page.latest))
-
-
-def _after(scene: Scene, *items: bytes | ErasedItem) -> Any:
-    return scene.feed(*items)
 
 
 LIES: dict[str, tuple[str, Callable[[Scene], Any]]] = {
@@ -146,6 +142,7 @@ LIES: dict[str, tuple[str, Callable[[Scene], Any]]] = {
         ),
     ),
 }
+BESIDES = {"STALE": {"alarms"}, **dict.fromkeys(("FORK", "ROLLBACK", "SUSPECTED_FORK"), {"alarms", "incidents"})}
 FROZEN = ("FORK", "ROLLBACK", "SUSPECTED_FORK")
 
 
@@ -161,8 +158,96 @@ def test_a_lie_about_history_is_refused_by_its_own_name(scene: Scene, name: str)
     changed = difference(before, everything(scene.home))
     _, new = changed.pop("audit")
     assert [row[2:5] for row in new] == [(FR, "feed.frozen" if code in FROZEN else "feed.refuse", FR)]
-    print(name, {t: (len(a), len(b)) for t, (a, b) in changed.items()})
+    assert changed.keys() == {"in_feeds"} | (BESIDES.get(code, set()))
     status = json.loads(command(scene.net, DE, "status", "--json").stdout)
     assert code in json.dumps(status)
     incidents = json.loads(command(scene.net, DE, "peer", "incident", "list", "--json").stdout)
     assert [incident["kind"] for incident in incidents] == ([code] if code in FROZEN else [])
+
+
+@pytest.mark.invariant("I8")
+def test_the_evidence_of_a_fork_convinces_whoever_has_the_card_and_nothing_else(scene: Scene, tmp_path: Path) -> None:
+    _, lie = LIES["a fork"]
+    scene.liar.tell(lie(scene))
+    assert sync(scene.net, DE, FR).code == 8
+    scene.liar.be_honest()
+    assert sync(scene.net, DE, FR).code == 6  # frozen, whatever it says now
+    (incident,) = json.loads(command(scene.net, DE, "peer", "incident", "list", "--json").stdout)
+    file, card, other = (tmp_path / name for name in ("incident.json", "card.json", "other.json"))
+    number = str(incident["number"])
+    assert command(scene.net, DE, "peer", "incident", "export", number, "--out", str(file)).returncode == 0
+    card.write_bytes(scene.net.world[FR].card_bytes)
+    other.write_bytes(scene.net.world[IN].card_bytes)
+    assert judged(file, card) == (0, "proved")
+    assert judged(file, other)[0] == 1
+    file.write_bytes(file.read_bytes().replace(b"FORK", b"FROK"))
+    assert judged(file, card)[0] == 1
+
+
+def judged(file: Path, card: Path) -> tuple[int, str]:
+    """What a third party finds, with public keys and standards alone."""
+    words = [sys.executable, "-E", "-s", str(VERIFY), str(file), "--card", str(card)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
+    return done.returncode, done.stdout.partition(":")[0]
+
+
+@pytest.mark.invariant("I9")
+def test_items_whose_eraser_never_comes_get_no_receipt(scene: Scene) -> None:
+    size = len(scene.items)
+    feed = scene.feed(ErasedItem(size, bytes(32), LARGEST + 5))
+    scene.liar.tell(feed)
+    told = sync(scene.net, DE, FR)
+    assert (told.code, told.report["counts"]) == (0, {"erased": 1})
+    assert {Checkpoint.of(note).size for note in feed.receipts if note} <= {size}
+
+
+def _asks(**changed: Any) -> bytes:
+    return wire.PullRequest(**{"feed": f"{DE}/feeds/{FR}/1", "protocol": 2, **changed}).SerializeToString()
+
+
+ASKED: dict[str, tuple[str, bytes]] = {
+    f"{what}, {number}": (method, make(number))
+    for number in (LARGEST, 2 * LARGEST + 1)
+    for what, method, make in (
+        ("cursor", "Pull", lambda number: _asks(cursor=number)),
+        ("cursor of protocol 1", "Pull", lambda number: _asks(cursor=number, protocol=1)),
+        ("epoch", "Pull", lambda number: _asks(feed=f"{DE}/feeds/{FR}/{number}")),
+        ("epoch and cursor", "Pull", lambda number: _asks(feed=f"{DE}/feeds/{FR}/2", cursor=number)),
+        (
+            "size",
+            "GetCheckpoint",
+            lambda number: wire.GetCheckpointRequest(
+                feed=f"{DE}/feeds/{FR}/1", size=number, protocol=2
+            ).SerializeToString(),
+        ),
+        (
+            "leaf",
+            "GetProof",
+            lambda number: wire.GetProofRequest(
+                feed=f"{DE}/feeds/{FR}/1", leaf=number, size=number, protocol=2
+            ).SerializeToString(),
+        ),
+        (
+            "first size",
+            "GetProof",
+            lambda number: wire.GetProofRequest(
+                feed=f"{DE}/feeds/{FR}/1", from_size=number, size=1, protocol=2
+            ).SerializeToString(),
+        ),
+    )
+}
+NEUTRAL = {"MALFORMED", "not found", "VERSION", "UNCONFIRMED", "OVER_QUOTA", "BAD_SIGNATURE"}
+
+
+def test_numbers_beyond_all_measure_are_refused_in_one_word(scene: Scene) -> None:
+    with ready(scene.home), calling(scene.net, FR, DE) as call:
+        before = everything(scene.home)
+        for what, (method, data) in ASKED.items():
+            status, word = status_of(lambda method=method, data=data: call(method, data))  # type: ignore[misc]
+            assert word in NEUTRAL, (what, status, word)
+        changed = difference(before, everything(scene.home))
+    rows = changed.pop("audit")[1]
+    assert {row[3] for row in rows} == {"rpc.refuse"}
+    assert len(rows) <= len(ASKED)
+    changed.pop("in_feeds", None)  # DE polls FR meanwhile
+    assert changed == {}

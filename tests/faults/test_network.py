@@ -40,6 +40,7 @@ from tests.nodes import DE, FR, agree, document, import_document
 
 SCHEDULES = campaign.count(20, 200)
 MOST_POLLS = 2
+CAUGHT_UP_WITHIN_S = 25  # of a busy machine; the polls are what counts
 _NAMES = counting()
 # Polls follow each other quickly, and a call over a line that lost it ends soon; each poll leaves a line in a file.
 _QUICK = """
@@ -105,7 +106,7 @@ def release_some(net: Net, chance: random.Random) -> None:
     """Each node releases something or nothing; the servers are told, as a command would."""
     net.world.clock.now = main.utc_now()
     for node in net.world.nodes.values():
-        for _ in range(chance.randrange(4)):
+        for _ in range(chance.randrange(3)):
             name = f"N-{next(_NAMES)}"
             import_document(node, document(name))
             releases.release(node, name)
@@ -121,10 +122,10 @@ def polls_since(net: Net, receiver: NodeId, healed: float) -> list[tuple[float, 
 
 def caught_up(net: Net, healed: float, what: str = "at the beginning") -> int:
     """Both have everything after at most two polls; returns how many it took the slower one."""
-    until(lambda: all(is_whole(net, *pair) for pair in ((FR, DE), (DE, FR))), PATIENCE_S)
+    until(lambda: all(is_whole(net, *pair) for pair in ((FR, DE), (DE, FR))), CAUGHT_UP_WITHIN_S)
     taken = []
     for sender, receiver in ((FR, DE), (DE, FR)):
-        until(lambda r=receiver: bool(polls_since(net, r, healed)), PATIENCE_S)  # type: ignore[misc]
+        until(lambda r=receiver: bool(polls_since(net, r, healed)), CAUGHT_UP_WITHIN_S)  # type: ignore[misc]
         results = [result for _, result in polls_since(net, receiver, healed)]
         first = results.index("ok") + 1 if "ok" in results else len(results) + 1
         assert first <= MOST_POLLS, f"{what}: {receiver} needed more than {MOST_POLLS} polls: {results}"

@@ -68,11 +68,12 @@ class LostError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The database before, what was done to it, and whose it is. `whole`: the leaf hashes that there are in the end."""
+    """The database before, what was done to it, whose it is, and where images of it lie. `whole`: the leaf hashes that there are in the end."""
 
     before: Path
     steps: tuple[Step, ...]
     node: Node
+    place: Path
     whole: tuple[bytes, ...]
 
 
@@ -107,7 +108,9 @@ def record_sync(waiting: Path, place: Path, zygote: Zygote, page: int, prelude: 
     node = main.open_node(homes[DE])
     with database.read(node.engine) as tx:
         whole = tx.execute(select(in_entries.c.leaf_hash).order_by(in_entries.c.seq)).scalars().all()
-    return Recorded(waiting / DE, tuple(power.record(out, homes[DE], marks)), node, tuple(whole))
+    return Recorded(
+        waiting / DE, tuple(power.record(out, homes[DE], marks)), _of_images(node, place), place, tuple(whole)
+    )
 
 
 def record_releases(waiting: Path, place: Path, zygote: Zygote) -> Recorded:
@@ -127,7 +130,13 @@ def record_releases(waiting: Path, place: Path, zygote: Zygote) -> Recorded:
     with database.read(node.engine) as tx:
         feed = out_feed(tx, DE)
         whole = leaf_hashes(tx, feed.id, feed.size)
-    return Recorded(place / "before", tuple(steps), node, tuple(whole))
+    return Recorded(place / "before", tuple(steps), _of_images(node, place), place, tuple(whole))
+
+
+def _of_images(node: Node, place: Path) -> Node:
+    """The same node with the database of whatever image lies at `place`."""
+    node.engine.dispose()
+    return replace(node, engine=database.open_engine(place / "image" / main.DATABASE_FILE))
 
 
 def images(
@@ -145,19 +154,16 @@ def images(
         yield list(disk.marks), disk.durable() if chance is None else disk.after_a_cut(chance)
 
 
-def check_image(recorded: Recorded, marks: list[str], files: dict[str, bytes], folder: Path) -> None:
+def check_image(recorded: Recorded, marks: list[str], files: dict[str, bytes]) -> None:
     """Opens what is left. Raises LostError."""
-    place = folder / "image"
+    place = recorded.place / "image"
     place.mkdir()
     try:
         for name, content in files.items():
             (place / name).write_bytes(content)
-        engine = database.open_engine(place / main.DATABASE_FILE)
-        try:
-            _check(replace(recorded.node, engine=engine), recorded.whole, marks)
-        finally:
-            engine.dispose()
+        _check(recorded.node, recorded.whole, marks)
     finally:
+        recorded.node.engine.dispose()  # and not a new one each time, which compiles every statement again
         shutil.rmtree(place)
 
 
@@ -204,7 +210,7 @@ def test_after_a_power_cut_everything_that_was_acknowledged_is_there(
         cuts = [chance.randint(0, len(recorded.steps)) for _ in range(IMAGES // len(kinds))]
         for number, (marks, files) in enumerate(images(recorded, cuts, chance)):
             try:
-                check_image(recorded, marks, files, folder)
+                check_image(recorded, marks, files)
             except LostError as e:
                 e.add_note(f"seed {seed}, {kind}, image {number}, after {marks}")
                 raise
@@ -221,7 +227,7 @@ def test_with_less_than_full_syncs_the_same_campaign_finds_a_loss(waiting: Path,
     cuts = [chance.randint(0, len(recorded.steps)) for _ in range(IMAGES // 10)]
     for marks, files in images(recorded, cuts, chance):
         with suppress(LostError):
-            check_image(recorded, marks, files, folder)
+            check_image(recorded, marks, files)
             continue
         lost += 1
     assert lost > 0
@@ -240,5 +246,5 @@ def test_no_receipt_leaves_before_what_it_covers_is_durable(waiting: Path, folde
     given = [number for number, step in enumerate(recorded.steps, 1) if step.what == "marked"]
     assert len(given) >= PAGES  # a page each
     for marks, files in images(recorded, given):
-        check_image(recorded, marks, files, folder)
+        check_image(recorded, marks, files)
     print(f"{len(given)} receipts, each after the sync of what it covers")

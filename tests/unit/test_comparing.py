@@ -269,7 +269,7 @@ def test_what_has_named_recipients_is_compared_among_them(world: World, recipien
 
 
 @pytest.mark.parametrize("kind", [Kind.SEEN, Kind.CORE])
-def test_what_was_seen_is_passed_on_by_nobody(world: World, kind: Kind) -> None:
+def test_what_was_seen_is_not_passed_on(world: World, kind: Kind) -> None:
     agree(world)
     node = world[DE]
     signer = node.keys.signer(Role.ISSUE, node.card, world.clock())

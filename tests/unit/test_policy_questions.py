@@ -9,8 +9,9 @@ import cedarpy
 import pytest
 
 from federation.agreement import from_yaml
-from federation.errors import HeldError, NotAdmittedError
+from federation.errors import HeldError, NotAdmittedError, PolicyError
 from federation.model import Category, Country, Element, Form, Handling, NodeId, Onward, Purpose, Tier, Tlp
+from federation.policy.compile import permits_of
 from federation.policy.decide import decide, forbidden_onward, may_notify, may_store
 from federation.policy.engine import Answer, RuleBook, rule_book
 from federation.policy.facts import ControlQuestion, Place, Question, Situation
@@ -150,20 +151,15 @@ def test_a_relay_is_asked_about_both_acts_with_every_fact_in_its_place() -> None
 def test_every_country_concerned_counts_for_when_an_answer_may_change(country: Country, changes: int) -> None:
     """The origin's home, the relay's country, the recipient's: each alone has a day on which its group ends."""
     groups = MappingProxyType({"g": Group("x", (Member(country, date(2020, 1, 1), TODAY + timedelta(changes)),))})
-    law = replace(pack(), groups=groups)
-    decision = decide(
-        PARTS,
-        replace(HANDLING, retain_until=None),
-        ORIGIN,
-        RELAY,
-        RECIPIENT,
-        IN,
-        AGREEMENT,
-        rule_book((law,), (KE, FR, IN)),
-        NOW,
-        sender_country=FR,
-    )
-    assert decision.next_change_at == datetime(2026, 11, 22, tzinfo=UTC) + timedelta(days=changes)
+    book = rule_book((replace(pack(), groups=groups),), (KE, FR, IN))
+    ends, sooner = datetime(2026, 11, 22, tzinfo=UTC) + timedelta(days=changes), NOW + timedelta(hours=1)
+    for handling, expected in (
+        (replace(HANDLING, retain_until=None), ends),
+        (replace(HANDLING, retain_until=sooner), sooner),
+        (replace(HANDLING, retain_until=None, embargo_until=sooner), sooner),
+    ):
+        decision = decide(PARTS, handling, ORIGIN, RELAY, RECIPIENT, IN, AGREEMENT, book, NOW, sender_country=FR)
+        assert decision.next_change_at == expected
 
 
 def test_without_an_agreement_duties_are_asked_with_the_same_facts_but_its_safeguards() -> None:
@@ -301,3 +297,40 @@ def test_the_sentence_without_a_permit_names_what_no_clause_for_this_pair_and_la
     assert says(None, Category.PERSONAL, Category.VICTIM) == whole.format("personal, victim in full")
     assert says("g", Category.PERSONAL, Category.VICTIM) == whole.format("victim even generalised")
     assert says(None, Category.TECHNICAL, Category.SEVERITY) == whole.format("severity, technical in full")
+
+
+def test_a_permit_says_what_its_clause_shares_in_which_form() -> None:
+    rules = permits_of(AGREEMENT, RELAY, RECIPIENT).rules
+    assert [(rule.id, rule.basis, rule.says) for rule in rules.values()] == [
+        (
+            "all/1#one:full",
+            "agreement all version 1, clause one",
+            "Clause one shares identification, product, technical in full.",
+        ),
+        (
+            "all/1#one:generalised",
+            "agreement all version 1, clause one",
+            "Clause one shares identification, personal, product, technical generalised.",
+        ),
+    ]
+
+
+@pytest.mark.invariant("I2")
+def test_a_clause_of_nothing_makes_no_permit() -> None:
+    (clause,) = AGREEMENT.grants
+    for empty in (replace(clause, share={}), replace(clause, tlp=frozenset()), replace(clause, tiers=frozenset())):
+        assert permits_of(replace(AGREEMENT, grants=(empty,)), RELAY, RECIPIENT).rules == {}
+    assert permits_of(replace(AGREEMENT, purposes=frozenset()), RELAY, RECIPIENT).rules == {}
+    assert permits_of(AGREEMENT, RELAY, RELAY).rules == {}
+    general = replace(clause, share={Category.TECHNICAL: Form.GENERALISED, Category.VICTIM: Form.WITHHELD})
+    (rule,) = permits_of(replace(AGREEMENT, grants=(general,)), RELAY, RECIPIENT).rules.values()
+    assert (rule.id, rule.says) == ("all/1#one:generalised", "Clause one shares technical generalised.")
+
+
+@pytest.mark.invariant("I2")
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\\", "a\nb", "a\u202eb", "a\x00"])
+def test_no_character_of_a_name_ends_its_text_in_a_rule(name: str) -> None:
+    (clause,) = AGREEMENT.grants
+    assert permits_of(replace(AGREEMENT, grants=(replace(clause, id="plain"),)), RELAY, RECIPIENT).rules
+    with pytest.raises(PolicyError, match="cannot stand in a rule"):
+        permits_of(replace(AGREEMENT, grants=(replace(clause, id=name),)), RELAY, RECIPIENT)
