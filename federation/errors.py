@@ -10,6 +10,8 @@
     │   ├── AwaitsSecondError     the act is noted and waits for a second person
     │   ├── UnconfirmedError      a feed signs nothing until its receiver has shown our newest head (I16)
     │   ├── HeldError             policy or the guard holds a release back: a person must look
+    │   ├── DiskError             the disk is full, or refuses to read or write
+    │   ├── DamagedError          what was read back is not what was stored
     │   └── PolicyError           a rule set is malformed: refused before it can decide anything
     └── RemoteError               bytes or behaviour from outside, each with a `code` that never changes
         ├── MalformedError        MALFORMED          not the format it claims to be
@@ -97,6 +99,20 @@ class HeldError(LocalError):
     def __init__(self, text: str, faults: tuple[str, ...] = ()) -> None:
         super().__init__(text)
         self.faults = faults
+
+
+class DiskError(LocalError):
+    """The disk is full, or refuses to read or write."""
+
+
+class DamagedError(LocalError):
+    """What was read back is not what was stored, though the database itself did not notice. Says what to do next."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}: the database is damaged; see: apostille doctor, apostille ledger verify; stop the node and"
+            " restore a backup"
+        )
 
 
 class PolicyError(LocalError):

@@ -37,7 +37,6 @@ class Part:
 
     modules: tuple[str, ...]
     tests: tuple[str, ...]
-    plugins: tuple[str, ...] = ()
 
 
 PARTS = {
@@ -59,12 +58,12 @@ PARTS = {
             *(f"unit/test_{name}.py" for name in ("guard", "outbound")),
         ),
     ),
-    "approvals": Part(("node/records/approvals.py",), ("unit/test_approvals.py",)),
+    "approvals": Part(("node/records/approvals.py",), ("unit/test_approval_records.py", "unit/test_approvals.py")),
     "inbound": Part(
         ("federation/inbound.py", "federation/contradiction.py"),
         ("unit/test_inbound.py", "unit/test_incidents.py"),
     ),
-    "proof": Part(("federation/proof.py",), ("unit/test_proof.py",), plugins=("tests.kept_history",)),
+    "proof": Part(("federation/proof.py",), ("unit/test_proof.py",)),
 }
 
 
@@ -80,7 +79,7 @@ def prepare(part: Part, folder: Path) -> None:
         "pytest_add_cli_args": (
             "-pno:cacheprovider",
             "--hypothesis-profile=ci",
-            *(f"-p{name}" for name in part.plugins),
+            "-ptests.computed_once",
         ),
         "pytest_add_cli_args_test_selection": tuple(f"tests/{test}" for test in part.tests),
     }
@@ -107,17 +106,32 @@ def outcomes(folder: Path) -> dict[str, dict[str, int | None]]:
 
 def mutate(part: Part, folder: Path) -> None:
     """Runs every mutant of `part` that no test has noticed yet. Raises CalledProcessError when mutmut cannot run."""
-    seen = folder.exists() and outcomes(folder)
+    stood = _unnoticed(folder) if folder.exists() else []
     prepare(part, folder)
-    if seen:
+    if stood:
         _keep(folder / "mutants" / "mutmut-stats.json")
+        _run(folder, *stood)
+    if not stood or any(code is None for mutants in outcomes(folder).values() for code in mutants.values()):
+        _run(folder)
+
+
+def _run(folder: Path, *mutants: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mutmut",
+        "run",
+        "--max-children",
+        os.environ.get("MUTANTS_AT_ONCE", "1"),
+        *mutants,
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", os.environ.get("MUTANTS_AT_ONCE", "1")]
     subprocess.run(command, cwd=folder, env=environment, check=True)
-    if seen:
-        stood = [name for mutants in outcomes(folder).values() for name, code in mutants.items() if not _noticed(code)]
-        if stood:
-            subprocess.run([*command, *stood], cwd=folder, env=environment, check=True)
+
+
+def _unnoticed(folder: Path) -> list[str]:
+    found = (mutant for mutants in outcomes(folder).values() for mutant in mutants.items())
+    return [name for name, code in found if not _noticed(code)]
 
 
 def _keep(stats: Path) -> None:

@@ -148,7 +148,7 @@ def _system(error: OSError) -> int:
 def _database(error: Exception) -> int | None:
     from sqlalchemy.exc import DatabaseError, OperationalError
 
-    from node.store.database import is_busy
+    from node.store.database import disk_fault, is_busy
 
     text = str(getattr(error, "orig", ""))  # the driver's own words: they name no values
     if isinstance(error, OperationalError) and is_busy(error):
@@ -157,6 +157,8 @@ def _database(error: Exception) -> int | None:
         return _fail("the database server failed, or ended the connection: see to it, and try again", Code.REFUSED)
     if isinstance(error, OperationalError) and "full" in text:
         return _fail("the disk is full; nothing was changed: free some space and try again", Code.REFUSED)
+    if isinstance(error, DatabaseError) and disk_fault(error) is not None:  # SQLite may have kept the last commit
+        return _fail("the disk refuses to read or write; see to it, look at what was done, and try again", Code.REFUSED)
     if isinstance(error, OperationalError) and ("readonly" in text or "unable to open" in text):
         return _fail(f"the database cannot be written ({text}): check owner and mode of the home", Code.REFUSED)
     if isinstance(error, DatabaseError) and ("malformed" in text or "not a database" in text):

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, delete, insert, or_, select, update
 
-from federation import entries, sdjwt
+from federation import entries, merkle, sdjwt
 from federation.entries import Delivery
-from federation.errors import HeldError, NotFoundError, UsageError
+from federation.errors import DamagedError, HeldError, NotFoundError, UsageError
 from federation.inbound import Advisory
 from federation.model import JsonObject, NodeId, Terms, Tlp
 from node.desk import search
@@ -369,7 +369,8 @@ def content(node: Node, reference: str) -> Content:
 
 
 def stored(node: Node, item: Item) -> Content:
-    """What is kept of an item, whoever asks: only what is gone, or past its retention, is refused. Raises HeldError.
+    """What is kept of an item, whoever asks: only what is gone, or past its retention, is refused. Raises HeldError,
+    and DamagedError for bytes that are not those that came.
 
     For those who compare documents: whether this one may be used, `content` says.
     """
@@ -378,12 +379,16 @@ def stored(node: Node, item: Item) -> Content:
             f"{item.name}: its retention ended on {item.retain_until:%Y-%m-%d}; it may not be used any more"
         )
     with read(node.engine) as tx:
-        data = tx.execute(
-            select(in_entries.c.data).where(in_entries.c.feed == item.feed, in_entries.c.seq == item.seq)
-        ).scalar_one()
-    if data is None or item.gone:
+        row = tx.execute(
+            select(in_entries.c.data, in_entries.c.leaf_hash).where(
+                in_entries.c.feed == item.feed, in_entries.c.seq == item.seq
+            )
+        ).one()
+    if row.data is None or item.gone:
         raise HeldError(f"{item.name}: its bytes are gone {_GONE.get(item.state, '')}".rstrip())
-    found = _read_again(data)
+    if merkle.leaf_hash(row.data) != row.leaf_hash:
+        raise DamagedError(f"{item.name}: its bytes are not those that came")
+    found = _read_again(row.data)
     presentation = found.delivery.presentation
     return Content(
         item=item,

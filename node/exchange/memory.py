@@ -4,9 +4,8 @@ Disks lose bits: a peer must not be accused, nor a receipt be signed, because of
 """
 
 from federation.checkpoint import Checkpoint
-from federation.errors import RemoteError
+from federation.errors import DamagedError, RemoteError
 from federation.feed import FeedState
-from node.store.database import DamagedError
 
 
 def check_head(state: FeedState) -> None:

@@ -7,7 +7,7 @@ first, and the page then carries its hash. Everything that leaves is signed here
 from dataclasses import dataclass
 
 from federation.entries import ErasedItem
-from federation.errors import MalformedError, NotFoundError, RemoteError, VersionError
+from federation.errors import DamagedError, MalformedError, NotFoundError, RemoteError, VersionError
 from federation.feed import Ask
 from federation.keyring import Card
 from federation.limits import MAX_NOTE_BYTES
@@ -17,7 +17,7 @@ from node.home.context import Node
 from node.peering import confirm, feeds
 from node.records.alarms import Alarm, raise_alarm
 from node.sharing.releases import withdraw_what_may_not_go
-from node.store.database import DamagedError, read, write
+from node.store.database import read, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def pull(node: Node, caller: Card, ask: Ask, max_items: int = 0) -> Page:
         return _pull(node, caller, ask, max_items)
     except DamagedError as e:
         with write(node.engine) as tx:
-            raise_alarm(tx, Alarm.HELD, f"{caller.node} feed", str(e), node.clock())
+            raise_alarm(tx, Alarm.DAMAGED, f"{caller.node} feed", str(e), node.clock())
         raise
 
 

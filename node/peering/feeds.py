@@ -19,7 +19,7 @@ from federation import entries, merkle
 from federation.base64url import b64url
 from federation.checkpoint import Checkpoint, VerifierKey
 from federation.entries import Body, Envelope, ErasedItem
-from federation.errors import HeldError, MalformedError, NotFoundError, SignatureError
+from federation.errors import DamagedError, HeldError, MalformedError, NotFoundError, SignatureError
 from federation.feed import check_receipt
 from federation.keyring import Card, unverified
 from federation.limits import MAX_PAGE_BYTES, MAX_PAGE_ITEMS, NONCE_BYTES
@@ -29,7 +29,7 @@ from node.home import signing
 from node.home.context import Node
 from node.records import ledger
 from node.records.ledger import Act
-from node.store.database import DamagedError, one_row, read, write
+from node.store.database import one_row, read, write
 from node.store.tables import card_deliveries, out_entries, out_feeds, own_cards, peers
 
 POLICY = "policy"  # who did it, where no person did

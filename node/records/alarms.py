@@ -42,6 +42,7 @@ class Alarm(StrEnum):
     KEY_ENDING = "KEY_ENDING"
     AGREEMENT_ENDING = "AGREEMENT_ENDING"
     PACK_ENDING = "PACK_ENDING"
+    DAMAGED = "DAMAGED"  # what was read back is not what was stored
     DISK = "DISK"
     CLOCK = "CLOCK"
 
@@ -64,6 +65,7 @@ ADVICE: Final[Mapping[Alarm, str]] = {
     Alarm.KEY_ENDING: "rotate it, or ask that peer for its new card: apostille key list",
     Alarm.AGREEMENT_ENDING: "propose its next version: apostille agreement list",
     Alarm.PACK_ENDING: "have its rules reviewed, and a newer version installed: apostille doctor",
+    Alarm.DAMAGED: "stop the node and restore a backup: apostille ledger verify",
     Alarm.DISK: "free some space: apostille doctor",
     Alarm.CLOCK: "set the clock, and keep it set by NTP: apostille doctor",
 }

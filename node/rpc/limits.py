@@ -18,9 +18,7 @@ MAX_STREAMS = 16  # of one connection: 20,000 rapid resets then cost a quarter o
 MAX_METADATA_BYTES = 8 << 10  # ours is under 1 KB
 HANDSHAKE_TIMEOUT_MS = 5_000  # a TLS handshake between continents takes under a second; a silent socket is closed
 IDLE_CONNECTION_MS = 300_000  # a sync opens its own connection, so an idle one is left over
-MAX_CONNECTION_MS = (
-    600_000  # ends what gRPC does not: headers that never end, answers that nobody takes; a sync goes on
-)
+MAX_CONNECTION_MS = 600_000  # ends headers that never end and answers that nobody takes; a sync goes on over the next
 CONNECTION_GRACE_MS = 75_000  # for the calls that are under way then: longer than any of them may take
 KEEPALIVE_MS = 60_000  # finds a dead connection while a call is open
 KEEPALIVE_TIMEOUT_MS = 20_000

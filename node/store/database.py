@@ -17,7 +17,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, insert, inspect, select
 from sqlalchemy.exc import DatabaseError
 
-from federation.errors import ConflictError, LocalError, UsageError
+from federation.errors import ConflictError, DiskError, UsageError
 from node.store import postgresql, schema, sqlite
 from node.store.tables import audit, meta, metadata
 
@@ -29,18 +29,6 @@ _DISK_FAULTS: Final[dict[int | str | None, str]] = {
     "53100": "disk full",
 }
 _failing: Final[WeakSet[Engine]] = WeakSet()
-_MEND = "the database is damaged; see: apostille doctor, apostille ledger verify; stop the node and restore a backup"
-
-
-class DiskError(LocalError):
-    """The disk is full, or refuses to read or write."""
-
-
-class DamagedError(LocalError):
-    """What was read back is not what was stored, though the database itself did not notice."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}: {_MEND}")
 
 
 @dataclass(frozen=True, slots=True)

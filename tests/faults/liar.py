@@ -87,8 +87,8 @@ class Call:
 
 
 class Liar(grpc.GenericRpcHandler):
-    """The server. `answers` are the scripts by method, `calls` what was asked, `answered_at` is when it last answered;
-    what a script raises is raised again at the end."""
+    """The server. `answers` are the scripts by method, `calls` what was asked, `answered_at` is when it last answered,
+    `open` how many calls wait for that; what a script raises is raised again at the end."""
 
     def __init__(self, node: Node, victim: Card) -> None:
         self.node, self.victim = node, victim
@@ -96,7 +96,7 @@ class Liar(grpc.GenericRpcHandler):
         self.answers: dict[str, Script] = {}
         self.calls: list[Call] = []
         self.raised: list[Exception] = []
-        self.answered_at = main.utc_now()
+        self.answered_at, self.open = main.utc_now(), 0
         self._counts: Counter[str] = Counter()
 
     def service(self, called: "grpc.HandlerCallDetails") -> "grpc.RpcMethodHandler[Any, Any]":
@@ -105,6 +105,7 @@ class Liar(grpc.GenericRpcHandler):
         def answer(data: bytes, context: Any) -> bytes:
             call = Call(method, data, self._counts[method], context, self)
             self._counts[method] += 1
+            self.open += 1
             self.calls.append(call)
             try:
                 return self.answers.get(method, Call.honest)(call)
@@ -116,6 +117,7 @@ class Liar(grpc.GenericRpcHandler):
                 raise
             finally:
                 self.answered_at = main.utc_now()
+                self.open -= 1
 
         return grpc.unary_unary_rpc_method_handler(answer)
 

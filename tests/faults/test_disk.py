@@ -154,7 +154,6 @@ def test_a_command_whose_disk_fails_does_nothing_by_half_and_succeeds_later(
     is_sound(home)
 
 
-@pytest.mark.xfail(strict=True, reason="an error of the disk is told as an internal error, to be reported")
 def test_an_error_of_the_disk_is_told_as_such(homes: dict[str, Path], zygote: Zygote) -> None:
     ended, said = broken_by("a write fails", homes[FR], zygote, "advisory", "release", "LATER")
     is_told(said)

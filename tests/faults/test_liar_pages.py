@@ -5,21 +5,28 @@ schema does not have is in no file of DE afterwards, nor of IN, to whom DE passe
 and the good ones beside them arrive.
 """
 
+import json
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
+from google.protobuf.message import Message
 
-from federation.entries import Delivery
+from federation.entries import AgreementOffer, Delivery
+from federation.feed import Ask, PageBytes
 from node.peering import agreements
 from protos.exchange.v1 import exchange_pb2 as wire
-from tests.e2e.net import Net, make_net, release
+from tests import commands
+from tests.e2e.net import Net, make_net, release, status_of
+from tests.e2e.processes import PATIENCE_S, ready
 from tests.faults.campaign import count
 from tests.faults.liar import (
     Call,
     Liar,
     append_raw,
+    calling,
     command,
     difference,
     everything,
@@ -28,12 +35,26 @@ from tests.faults.liar import (
     prepare,
     sync,
 )
-from tests.nodes import AGREEMENT, DE, FR, IN, agree, document, entry, history, import_document, issued, terms_for
+from tests.nodes import (
+    AGREEMENT,
+    DE,
+    FR,
+    IN,
+    ForgedFeed,
+    agree,
+    document,
+    entry,
+    history,
+    import_document,
+    issued,
+    terms_for,
+)
 
 CANARY = b"CANARY-that-nobody-should-hold"
 HIDDEN = b"\xfa\x01" + bytes([len(CANARY)]) + CANARY  # field 31, which no message has
 ORIGIN = f"{FR}/feeds/{DE}/1"
 BAD_ONES = count(40, 1_000)
+THIN_PAGES = count(30, 1_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +172,10 @@ def test_what_hides_in_another_answer_is_refused(scene: Scene, method: str) -> N
 def _grow(path: str, made: wire.Entry) -> bytes:
     """The bytes of `made` with the hidden field at `path` of its messages."""
     names = [name for name in path.split("/") if name]
-    if not names:
-        return made.SerializeToString(deterministic=True) + HIDDEN
-    return _grow_inner(made, names)
+    return _grow_inner(made, names) if names else made.SerializeToString(deterministic=True) + HIDDEN
 
 
-def _grow_inner(message: object, names: list[str]) -> bytes:
+def _grow_inner(message: Message, names: list[str]) -> bytes:
     import google.protobuf.message as protobuf
 
     assert isinstance(message, protobuf.Message)
@@ -185,3 +204,78 @@ def test_what_hides_in_an_entry_has_it_set_aside_and_is_nowhere(scene: Scene, pl
     assert nowhere(scene)
     shown = command(net, DE, "quarantine", "show", FR, str(seq), "--json")
     assert '"MALFORMED"' in shown.stdout
+
+
+REQUESTS: dict[str, Callable[[], Message]] = {
+    "Pull": lambda: wire.PullRequest(feed=f"{DE}/feeds/{FR}/1", protocol=2),
+    "Notify": lambda: wire.NotifyRequest(protocol=2),
+    "GetCheckpoint": lambda: wire.GetCheckpointRequest(feed=f"{DE}/feeds/{FR}/1", protocol=2),
+    "GetProof": lambda: wire.GetProofRequest(feed=f"{DE}/feeds/{FR}/1", protocol=2),
+}
+
+
+def test_what_hides_in_a_request_has_it_refused_in_one_word_and_is_nowhere(scene: Scene) -> None:
+    home = scene.net.world[DE].home
+    scene.liar.be_honest()
+    with ready(home), calling(scene.net, FR, DE) as call:
+        call("Pull", REQUESTS["Pull"]().SerializeToString())  # sanity
+        for method, make in REQUESTS.items():
+            data = make().SerializeToString() + HIDDEN
+            assert status_of(lambda: call(method, data)) == ("INVALID_ARGUMENT", "MALFORMED")  # noqa: B023 - at once
+        assert nowhere(scene)
+    rows = [row[2:] for row in everything(home)["audit"] if row[3] == "rpc.refuse"]
+    assert sorted(rows) == [(FR, "rpc.refuse", method, "INVALID_ARGUMENT MALFORMED") for method in sorted(REQUESTS)]
+
+
+@pytest.mark.invariant("I10")
+def test_pages_of_nothing_but_bad_ones_do_not_keep_a_good_one_from_arriving(scene: Scene) -> None:
+    net = scene.net
+    seed = random.randrange(1 << 32)  # noqa: S311 - told below, so that a run can be repeated
+    chance = random.Random(seed)  # noqa: S311
+    scene.liar.be_honest()
+
+    def small(call: Call) -> bytes:
+        request = call.request
+        request.max_items = 8
+        answer: Message = scene.liar.servicer.Pull(request, scene.liar.victim)
+        return answer.SerializeToString()
+
+    for _ in range(BAD_ONES):
+        append_raw(net.world[FR], DE, chance.randbytes(chance.randrange(200)))
+    release(net.world, "AFTER-THE-BAD-ONES")
+    scene.liar.answers["Pull"] = small
+    told = sync(net, DE, FR)
+    assert (told.code, told.report["counts"]) == (0, {"quarantined": BAD_ONES, "admitted": 1}), seed
+    assert told.report["pages"] >= BAD_ONES // 8
+    print(f"{BAD_ONES} bad entries in pages of 8, and a good one behind them, which arrived; {seed=}")
+
+
+class Endless:
+    """A feed in pages of one entry each, whose newest head says that there is far more; it has no end."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._feed = ForgedFeed(scene.net.world[FR], DE, history(scene.net.world[FR], DE), page=1)
+        self._latest = self._feed.latest(1 << 40, b"r" * 32)
+
+    def pull(self, ask: Ask) -> PageBytes:
+        items = self._feed.items
+        if ask.cursor == len(items):
+            self._feed.items = (*items, entry(ORIGIN, len(items), AgreementOffer(b"x")))
+        return replace(self._feed.pull(ask), latest=self._latest, receipt=b"")
+
+    def checkpoint(self, origin: str, size: int) -> bytes:
+        return self._feed.checkpoint(origin, size)
+
+
+@pytest.mark.invariant("I9")
+def test_a_feed_of_tiny_pages_without_end_ends_by_our_own_count(scene: Scene) -> None:
+    """The last test of this scene: FR cannot go back to its honest history."""
+    net = scene.net
+    scene.liar.be_honest()
+    scene.liar.tell(Endless(scene))
+    few = f"from node.exchange import sync; sync.MAX_THIN_PAGES = {THIN_PAGES}"
+    words = ("--home", str(net.world[DE].home), "sync", FR, "--json")
+    done = commands.run(*words, code=f"{few}\n{commands.APOSTILLE}", timeout=PATIENCE_S)
+    (report,) = json.loads(done.stdout)
+    assert (done.returncode, report["error"], report["pages"]) == (8, "TOO_LARGE", THIN_PAGES + 1)
+    assert command(net, DE, "status", "--json").stdout.count("TOO_LARGE") == 1

@@ -71,10 +71,12 @@ class Prey:
 
     def _rests(self, size: int) -> bool:
         """Whether DE holds everything, FR knows so, and the last answer has been taken in."""
-        held, _, contact = self.feed()
-        if (held, acknowledged(self.net.world[FR], DE)) != (size, size):
+        if self.feed()[0] > size:  # it has taken in what nobody has honestly sent
+            return True
+        if acknowledged(self.net.world[FR], DE) != size or self.liar.open:
             return False
-        return datetime.fromisoformat(f"{contact}+00:00") >= self.liar.answered_at
+        held, _, contact = self.feed()
+        return held == size and datetime.fromisoformat(f"{contact}+00:00") >= self.liar.answered_at
 
     def honest(self) -> None:
         """FR is honest, DE syncs, and what it needs from now on is measured."""

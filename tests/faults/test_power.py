@@ -68,7 +68,10 @@ class LostError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The database before, what was done to it, whose it is, and where images of it lie. `whole`: the leaf hashes that there are in the end."""
+    """The database before, what was done to it, whose it is, and where images of it lie.
+
+    `whole`: the leaf hashes that there are in the end.
+    """
 
     before: Path
     steps: tuple[Step, ...]

@@ -83,7 +83,7 @@ def test_a_request_is_kept_with_all_that_was_said(world: World, fr: Node) -> Non
     )
     assert approvals.find(fr, number) == asked
     assert asked.until == fr.clock() + LIFETIME
-    assert LIFETIME == timedelta(days=7)
+    assert timedelta(days=7) == LIFETIME
     world.clock.now += timedelta(hours=1)
     done = replace(asked, state=State.DONE, settled_at=fr.clock(), settled_by=BOB)
     assert settle(fr, number) == approvals.find(fr, number) == done

@@ -273,8 +273,8 @@ def test_what_was_seen_is_not_passed_on(world: World, kind: Kind) -> None:
     agree(world)
     node = world[DE]
     signer = node.keys.signer(Role.ISSUE, node.card, world.clock())
-    body: dict[str, Any]
-    body, about = ({"cores": []}, None) if kind is Kind.SEEN else ({"core": "x"}, A)
+    body: dict[str, Any] = {"cores": []} if kind is Kind.SEEN else {"core": "x"}
+    about = None if kind is Kind.SEEN else A
     said: Statement = statement.sign(kind, DE, FR, world.clock(), about, body, kid=signer.kid, sign_bytes=signer.sign)
     append_by_hand(node, IN, Said(said.document))
     world.clock.move(minutes=1)

@@ -42,7 +42,7 @@ HANDLING = Handling(
     onward=Onward.PEERS,
     purposes=frozenset((Purpose.REMEDIATION, Purpose.DETECTION)),
     retain_until=NOW + timedelta(days=2),
-    embargo_until=NOW - timedelta(days=1),
+    embargo_until=NOW,  # it ends at that very instant
     tier=Tier.SENSITIVE,
     recipients=frozenset((RECIPIENT,)),
 )
