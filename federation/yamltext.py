@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from federation.errors import UsageError
+from federation.limits import MAX_NUMBER_CHARS
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -44,7 +45,18 @@ _StrictLoader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # as in YAML 1.2: in YAML 1.1 the country code of Norway is false
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|false"), ["t", "f"])
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|false)\Z"), ["t", "f"])
+
+
+def _integer(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
+    """A number that a text of ours can show: Python writes no integer of thousands of digits, though it reads them in
+    hexadecimal."""
+    if len(node.value) > MAX_NUMBER_CHARS:
+        raise yaml.MarkedYAMLError(None, None, f"a number has more than {MAX_NUMBER_CHARS} characters", node.start_mark)
+    return loader.construct_yaml_int(node)  # type: ignore[no-untyped-call]
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def load(text: str, where: str) -> Any:

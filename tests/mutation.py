@@ -84,10 +84,10 @@ def prepare(part: Part, folder: Path) -> None:
         "pytest_add_cli_args_test_selection": tuple(f"tests/{test}" for test in part.tests),
     }
     lines = [f"{name}=\n    " + "\n    ".join(values) for name, values in settings.items()]
-    # Mutants that never end are told from slow ones by 6 times their tests' time, at least 6 s.
+    # Mutants that never end are told from slow ones by 6 times their tests' time and 24 s (fixtures are not counted in it).
     lines += [
         "timeout_multiplier=6",
-        "timeout_constant=1",
+        "timeout_constant=4",
         "use_git_change_detection=false",
         "track_dependencies=false",
     ]

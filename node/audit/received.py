@@ -14,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, select
 
 from federation import entries, errors, handling, merkle, sdjwt
-from federation.checkpoint import Checkpoint, VerifierKey
+from federation.checkpoint import Checkpoint, VerifierKey, open_cosignature
 from federation.entries import Delivery, Purge, RecallOrder, Withdrawal
 from federation.errors import RemoteError
 from federation.feed import signed_head
@@ -170,6 +170,8 @@ def _heads(tx: Connection, number: int, walk: _Walk, cards: Cards) -> Iterator[s
             yield from _head(signed_head(note, walk.origin, keys), walk, which, exact=which == "head")
         elif row.size:
             yield f"its {which} is not here"
+    if row.newest and not any(_is_dated(row.newest, key) for key in keys):
+        yield "its newest head has no date that its sender signed"
     pending = {seq for seq, _, _ in row.pending}
     if walk.erased - walk.named - pending:
         yield "an entry in it came erased, and no entry says by what"
@@ -184,6 +186,14 @@ def _head(head: Checkpoint, walk: _Walk, which: str, *, exact: bool) -> Iterator
         yield f"its {which} is smaller than the feed"
     elif walk.whole and head.size == walk.size and head.root != walk.edge.root():
         yield f"its {which} was signed for another root"
+
+
+def _is_dated(note: bytes, key: VerifierKey) -> bool:
+    try:
+        open_cosignature(note, key)
+    except RemoteError:
+        return False
+    return True
 
 
 def _strays(tx: Connection) -> Iterator[Finding]:

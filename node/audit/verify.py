@@ -186,7 +186,7 @@ def _feed(node: Node, tx: Connection, walk: _Walk, cards: Cards, advance: Callab
         for given in told_of:
             if given.kind == Act.RECEIPT:
                 yield from told(f"ledger row {given.id}", _receipt(given.record, entry, walk, cards))
-    yield from told(f"feed {walk.origin}", _end(tx, walk))
+    yield from told(f"feed {walk.origin}", _end(tx, walk, cards))
 
 
 def _entries(tx: Connection, feed: int) -> Iterator[tuple[Any, Any, list[Any]]]:
@@ -326,7 +326,7 @@ def _signatures(note: bytes, walk: _Walk, cards: Cards) -> Iterator[str]:
         yield f"the receipt is not signed by a key that {walk.peer} had then"
 
 
-def _end(tx: Connection, walk: _Walk) -> Iterator[str]:
+def _end(tx: Connection, walk: _Walk, cards: Cards) -> Iterator[str]:
     row = tx.execute(select(out_feeds).where(out_feeds.c.id == walk.id)).one()
     if walk.whole and (walk.size, walk.edge.encode()) != (row.size, row.edge):
         yield "the tree of its entries is another one than is noted"
@@ -334,6 +334,9 @@ def _end(tx: Connection, walk: _Walk) -> Iterator[str]:
         yield f"entry {min(walk.erased)} counts as erased by an entry that does not name it"
     if (row.receipt or b"", row.receipt_size) != (walk.receipt, walk.receipt_size):
         yield "the newest receipt is not the last one in the ledger"
+    own = cards.keys(NodeId(walk.origin.partition("/")[0]), Role.FEED)
+    if row.shown and not any(proof.signs(row.shown, walk.origin, key) for key in own):
+        yield "the newest head that the receiver has shown is not signed by a key of this node"
     last = tx.execute(
         select(ledger.c.at).where(ledger.c.kind == Act.RECEIPT, ledger.c.feed == row.id).order_by(ledger.c.id.desc())
     ).first()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -219,13 +218,13 @@ def export(
 ) -> None:
     """Writes a received advisory for other tools: as a CSAF document, or as the signed original."""
     from node.desk import inbox
+    from node.home import inert
 
     found = inbox.content(session.node(), reference)
     if form is Format.SD_JWT:
         data = found.compact.encode() + b"\n"
     else:
-        ascii_only = out is None and sys.stdout.isatty()  # a document is data, a terminal obeys it
-        data = json.dumps(found.csaf, indent=2, ensure_ascii=ascii_only).encode() + b"\n"
+        data = inert.json_text(json.dumps(found.csaf, indent=2, ensure_ascii=False)).encode() + b"\n"
     if out is None:
         screen.raw(data)
         return

@@ -7,13 +7,13 @@ set; anything else gets plain text, so wide that no cell is folded. Rich is impo
 import json
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from federation.model import instant_text
+from node.home import inert
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH = 10_000  # columns of a table in a pipe: it is as wide as what stands in it
 _PROGRESS_AFTER_S = 1.0
 _MAX_CELL = 300  # characters; a peer chooses how long its titles are
+_MAX_LIST = 2_000  # characters of all its items together: a row of a table stays one line of a pipe
 _PRINTED: list[bool] = []  # whether something stands on stdout already
-_JOINERS = "\u200c\u200d"  # ZWNJ and ZWJ: Persian and the scripts of India need them
-_SPACES = frozenset(("Zl", "Zp"))
-_DROPPED = frozenset(("Cc", "Cf", "Cs"))  # controls and escape codes, direction marks, halves of surrogate pairs
 _STYLES = {
     "full": "green",
     "generalised": "yellow",
@@ -54,7 +52,7 @@ class Alarming(str):
 
 def clean(text: object) -> str:
     """`text` without anything that could steer a terminal or reorder what is read; line breaks become spaces."""
-    return "".join(map(_clean_character, str(text)))
+    return inert.line(str(text))
 
 
 def cell(value: object) -> str:
@@ -68,9 +66,10 @@ def cell(value: object) -> str:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, (list, tuple, set, frozenset)):
-        return ", ".join(map(cell, value if isinstance(value, (list, tuple)) else sorted(value))) or "-"
-    text = clean(value)
-    return text if len(text) <= _MAX_CELL else f"{text[: _MAX_CELL - 1]}…"
+        return (
+            _cut(", ".join(map(cell, value if isinstance(value, (list, tuple)) else sorted(value))), _MAX_LIST) or "-"
+        )
+    return _cut(clean(value), _MAX_CELL)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -99,7 +98,7 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     for name, value in pairs:
         text = cell(value)
         style = "bold red" if isinstance(value, Alarming) else _STYLES.get(text, "")
-        drawn.add_row(Text(clean(name), style="bold"), Text(text, style=style))
+        drawn.add_row(Text(_cut(clean(name), _MAX_CELL), style="bold"), Text(text, style=style))
     _print(drawn)
 
 
@@ -121,7 +120,7 @@ def paragraph(text: str, *, indent: int = 0) -> None:
 
 def emit(data: object) -> None:
     """`data` as one line of JSON on stdout; ASCII only, so a terminal shows it as it is."""
-    sys.stdout.write(json.dumps(plain(data), separators=(",", ":")) + "\n")
+    sys.stdout.write(inert.json_text(json.dumps(plain(data), separators=(",", ":"))) + "\n")
 
 
 def plain(data: object) -> Any:
@@ -206,8 +205,5 @@ def _console(stream: Any) -> "Console":
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
-def _clean_character(character: str) -> str:
-    category = unicodedata.category(character)
-    if category in _SPACES or character in "\t\n\r":
-        return " "
-    return "" if category in _DROPPED and character not in _JOINERS else character
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

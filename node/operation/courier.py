@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from federation.errors import LocalError, UsageError
 from federation.model import instant_text
-from node.home import logs
+from node.home import inert, logs
 from node.home.context import Node
 from node.home.keys import check_private
 from node.records import alarms
@@ -94,10 +94,11 @@ def addresses(home: Path) -> tuple[Address, ...]:
 
 
 def message(node: Node, alarm: Raised) -> Message:
-    """What is told of an alarm, in one sentence."""
+    """What is told of an alarm, in one sentence. Its subject may hold a name that a peer chose."""
+    subject = inert.name(alarm.subject)
     return Message(
         f"apostille {node.id}: {alarm.kind}",
-        f"{node.id}: {alarm.kind} {alarm.subject}, since {instant_text(alarm.first_at)}; {ADVICE[alarm.kind]}",
+        f"{node.id}: {alarm.kind} {subject}, since {instant_text(alarm.first_at)}; {ADVICE[alarm.kind]}",
     )
 
 

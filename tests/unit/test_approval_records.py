@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from federation.errors import ConflictError, NotAllowedError, UsageError
 from node.home.context import Node
@@ -181,3 +181,16 @@ def test_whoever_asks_is_told_whether_somebody_else_can_approve(fr: Node) -> Non
     alone = replace(fr, people={ALICE: frozenset(Post), "eve": frozenset((Post.AUDITOR,))})
     ending = "; nobody else is approver here yet: name one under `people` in apostille.yaml"
     assert str(approvals.awaits(alone, 7)) == text + ending
+
+
+@pytest.mark.invariant("I13")
+def test_a_request_that_ends_while_its_act_runs_is_not_done_as_well(fr: Node) -> None:
+    number = ask(fr)
+
+    def ends_it(node: Node, tx: Connection, request: Request) -> None:
+        approvals.void(node, tx, request.act, request.subject, "distrusted again")
+
+    with pytest.raises(ConflictError, match=f"request {number}"):
+        approvals.settle(by(fr, BOB), number, {Act.TRUST: ends_it}, approve=True)
+    assert approvals.find(fr, number).state is State.OPEN  # nothing of it stays
+    assert settle(fr, number).state is State.DONE

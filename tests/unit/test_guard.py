@@ -93,6 +93,7 @@ def test_an_address_in_any_withheld_string_is_a_term() -> None:
         ("Traffic to 203.0.113.7 and evil.example was seen", "block evil[.]example now"),
         ("Fetched hxxps://evil[.]example/a?b=c today", "see https://evil.example/a?b=c"),
         ("The file d41d8cd98f00b204e9800998ecf8427e was dropped", "D41D8CD98F00B204E9800998ECF8427E"),
+        ("Fetched hxxp://intranet/a7 today", "see http://intranet/a7"),
         ("Beacon to 2001:db8::dead:beef every hour", "2001:db8::dead:beef"),
     ],
 )

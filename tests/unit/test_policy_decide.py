@@ -285,7 +285,7 @@ def test_what_refers_to_products_waits_for_their_definitions() -> None:
     none = agreement("product: full, ", "")
     decision = decided([TREE, STATUS, TITLE], agreement=none)
     assert forms(decision) == [Form.WITHHELD, Form.WITHHELD, Form.FULL]
-    assert ids(decision)[1] == ["needs-products"]
+    assert (decision.elements[1].element, ids(decision)[1]) == (STATUS, ["needs-products"])
 
 
 @pytest.mark.invariant("I11")

@@ -130,11 +130,33 @@ def test_without_a_decision_of_the_engine_nothing_is_allowed_and_every_duty_is_o
 @pytest.mark.invariant("I2")
 def test_no_decision_from_cedar_itself_denies(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = cedarpy.AuthzResult({"decision": "NoDecision", "diagnostics": {"errors": ["parse"]}})
+    book = book_of(duties=rule("permit", "resource.embargoed", "d/one"))
+    assert not book.owed(QUESTION).allowed  # sanity
     monkeypatch.setattr(cedarpy, "is_authorized", lambda *_: nothing)
-    answer = book_of().ask(QUESTION, PERMITS)
+    answer = book.ask(QUESTION, PERMITS)
     assert not answer.allowed
     assert [r.id for r in answer.rules] == ["no-decision"]
-    assert answer.alarms
+    assert set(answer.alarms) == {"the policy engine gave no decision"}
+    assert [r.id for r in book.owed(QUESTION).rules] == ["d/one"]
+
+
+@pytest.mark.invariant("I3")
+def test_a_fault_and_a_reason_that_name_no_rule_of_ours_still_deny(monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(decision: str, **diagnostics: list[str]) -> None:
+        result = cedarpy.AuthzResult({"decision": decision, "diagnostics": {"reason": [], "errors": [], **diagnostics}})
+        monkeypatch.setattr(cedarpy, "is_authorized", lambda *_: result)
+
+    says("Allow", errors=["something new went wrong"])
+    answer = book_of().ask(QUESTION, PERMITS)
+    assert (answer.allowed, [r.id for r in answer.rules]) == (False, ["no-decision"])
+    assert set(answer.alarms) == {"rule no-decision could not be evaluated"}
+    says("Allow", errors=["error while evaluating policy `stranger`: it broke"])
+    answer = book_of().ask(QUESTION, PERMITS)
+    assert (answer.allowed, [r.id for r in answer.rules]) == (False, ["no-decision"])
+    assert set(answer.alarms) == {"rule stranger could not be evaluated"}
+    says("Deny", reason=["stranger"])
+    answer = book_of().ask(QUESTION, PERMITS)
+    assert (answer.allowed, [r.id for r in answer.rules]) == (False, ["no-decision"])
 
 
 @pytest.mark.invariant("I2")

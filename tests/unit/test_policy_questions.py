@@ -212,7 +212,7 @@ def test_why_an_entry_may_not_be_kept() -> None:
 
 
 def test_what_fails_on_the_way_is_told_with_a_refusal_and_with_a_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = 'Node::"nobody.example".groups.isEmpty()'
+    broken = 'resource.form == Form::"full" && Node::"nobody.example".groups.isEmpty()'
     permits = rule_text("permit", "p", "resource.storage_allows", "store") + rule_text("permit", "q", broken, "store")
     monkeypatch.setattr(RuleBook, "permits", lambda *_: parse(permits, "t", "permit"))
     book = asked().book

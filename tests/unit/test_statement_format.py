@@ -27,7 +27,10 @@ BODIES: dict[Kind, JsonObject] = {
     Kind.ANSWER: {"text": "Version 3."},
     Kind.REFUSAL: REFUSED,
     Kind.PURGE: PURGED,
+    Kind.SEEN: {"cores": [{"origin": FR, "name": "A", "revision": 1, "core": "ab" * 32}] * 256},
+    Kind.CORE: {"core": "e30.e30.c2ln"},
 }
+NO_SUBJECT = {Kind.SEEN}  # it names several
 
 
 def key_of(node: NodeId, kid: str) -> bytes:
@@ -68,10 +71,11 @@ def signed(members: JsonObject) -> bytes:
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_what_is_signed_is_what_is_read(kind: Kind) -> None:
-    made = said(kind, in_reply_to=b"r" * 32)
+    about = None if kind in NO_SUBJECT else ABOUT
+    made = said(kind, in_reply_to=b"r" * 32, about=about)
     assert statement.read(made.document, key_of) == made
     assert statement.reread(made.document) == made
-    assert (made.kind, made.author, made.recipient, made.at, made.about) == (kind, IN, FR, AT, ABOUT)
+    assert (made.kind, made.author, made.recipient, made.at, made.about) == (kind, IN, FR, AT, about)
     assert (made.in_reply_to, made.body) == (b"r" * 32, BODIES[kind])
 
 
@@ -195,7 +199,7 @@ def test_a_known_kind_has_its_own_body_and_no_other(name: str) -> None:
 def test_every_outcome_and_kind_that_people_use_is_known() -> None:
     for outcome in Outcome:
         assert said(Kind.PURGE, {**PURGED, "outcome": outcome.value}).body["outcome"] == outcome
-    assert set(SPOKEN) | WITH_TEXT == set(Kind) - {Kind.REFUSAL, Kind.PURGE}
+    assert set(SPOKEN) | WITH_TEXT == set(Kind) - {Kind.REFUSAL, Kind.PURGE, Kind.SEEN, Kind.CORE}
 
 
 @pytest.mark.invariant("I17")
