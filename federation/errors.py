@@ -41,7 +41,8 @@
         │       ├── RollbackError       ROLLBACK
         │       ├── ForkError           FORK
         │       └── SuspectedForkError  SUSPECTED_FORK
-        ├── UnreachableError      UNREACHABLE        no answer: partition, refused TLS, timeout
+        ├── UnreachableError      UNREACHABLE        no answer: partition, timeout
+        │   └── TlsRefusedError   UNREACHABLE        it answers on the network, and the TLS handshake fails
         └── DeniedError           DENIED             the peer answered, and its answer was no
 
 Error texts never carry payloads, secrets or personal data (I17): they name places and rules.
@@ -302,6 +303,10 @@ class UnreachableError(RemoteError):
     """No answer: partition, refused TLS, timeout."""
 
     code = "UNREACHABLE"
+
+
+class TlsRefusedError(UnreachableError):
+    """The address accepts connections, and the handshake there fails: a key, and not the line."""
 
 
 class DeniedError(RemoteError):

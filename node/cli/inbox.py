@@ -218,13 +218,12 @@ def export(
 ) -> None:
     """Writes a received advisory for other tools: as a CSAF document, or as the signed original."""
     from node.desk import inbox
-    from node.home import inert
 
     found = inbox.content(session.node(), reference)
     if form is Format.SD_JWT:
         data = found.compact.encode() + b"\n"
     else:
-        data = inert.json_text(json.dumps(found.csaf, indent=2, ensure_ascii=False)).encode() + b"\n"
+        data = screen.json_text(found.csaf, indent=2).encode() + b"\n"
     if out is None:
         screen.raw(data)
         return

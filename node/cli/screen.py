@@ -119,8 +119,14 @@ def paragraph(text: str, *, indent: int = 0) -> None:
 
 
 def emit(data: object) -> None:
-    """`data` as one line of JSON on stdout; ASCII only, so a terminal shows it as it is."""
-    sys.stdout.write(inert.json_text(json.dumps(plain(data), separators=(",", ":"))) + "\n")
+    """`data` as one line of JSON on stdout."""
+    sys.stdout.write(json_text(plain(data)) + "\n")
+
+
+def json_text(data: object, indent: int | None = None) -> str:
+    """JSON of ASCII without controls: the same data, and a terminal shows it as it is."""
+    separators = (",", ":") if indent is None else None
+    return json.dumps(data, indent=indent, separators=separators).replace("\x7f", "\\u007f")
 
 
 def plain(data: object) -> Any:

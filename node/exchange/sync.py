@@ -68,7 +68,7 @@ from node.peering.peers import floors, keyring, trusted_card
 from node.records import incidents
 from node.records.alarms import Alarm, raise_alarm, raise_faults
 from node.sharing import answers, comparing, passing, recalls, relays, statements
-from node.store.database import one_row, read, record, scrub, write
+from node.store.database import batches, one_row, read, record, scrub, write
 from node.store.tables import in_entries, in_feeds
 
 STALE_AFTER_POLLS = 2
@@ -337,6 +337,7 @@ def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, hel
         return _Judged(entry, Disposition.REFUSED, code=e.code, detail=str(e), keep=False)
     except RemoteError as e:
         keep = not isinstance(body, Delivery) or may_keep_evidence(body, receiver, peer, now)
+        keep = keep and not recalls.is_barred_unverified(tx, entry.data or b"")
         return _Judged(entry, Disposition.QUARANTINED, code=e.code, detail=str(e), keep=keep)
     except LocalError as e:  # a card that does not follow, a message for which there is no place here
         return _Judged(entry, Disposition.QUARANTINED, code=MalformedError.code, detail=str(e))
@@ -398,8 +399,9 @@ def _apply(
         agreements.receive(node, tx, body.document, peer)
     elif isinstance(body, Withdrawal):
         where = epochs.row_of(tx, peer, body.feed) if body.feed else held.id
-        passing.follow_withdrawal(node, tx, where, body.seqs)
-        inbox.withdraw(tx, where, body.seqs)
+        for some in batches(body.seqs):
+            passing.follow_withdrawal(node, tx, where, some)
+            inbox.withdraw(tx, where, some)
     elif isinstance(body, RecallOrder):
         recalls.receive(node, tx, body.document, peer, receiver.keyring)
     elif isinstance(body, Said):

@@ -8,12 +8,11 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -35,8 +34,8 @@ def writing(file: Path | None = None, max_bytes: int = 0, keep: int = 0) -> Iter
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _in_one_line,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+            lambda _logger, _method, line: inert.line(str(line)),  # whatever a value says
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=lambda *_: lines,
@@ -49,11 +48,6 @@ def writing(file: Path | None = None, max_bytes: int = 0, keep: int = 0) -> Iter
     finally:
         if old_file is not None:
             old_file.close()
-
-
-def _in_one_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """No value can begin a line of its own, whatever it says."""
-    return {key: inert.line(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def place(error: BaseException) -> str:

@@ -5,6 +5,7 @@ is missed is made up by the next, and everything is checked where it is used (I1
 """
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC
@@ -16,7 +17,7 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
-from federation.errors import ConflictError, LocalError, NotFoundError, RemoteError
+from federation.errors import ConflictError, LocalError, NotFoundError, RemoteError, TlsRefusedError
 from federation.keyring import Card
 from federation.model import NodeId
 from node.exchange.sync import Link, Report, sync
@@ -26,7 +27,6 @@ from node.home.tally import Count, Tally
 from node.operation import watch
 from node.peering import feeds
 from node.peering.peers import all_peers, trusted_card
-from node.rpc.client import TlsRefusedError
 from node.sharing import answers, recalls, retention
 from node.store.database import disk_fault
 
@@ -34,6 +34,7 @@ MOST_BACK_OFF_S = 900.0  # a peer that comes back is found within a quarter of a
 HINT_DELAY_S = 0.2  # hints that come together, as after a release to all, make one sync
 JITTER = 0.1  # of the interval: nodes that started together drift apart
 SYNC_THREADS = 4
+TURN_S = 60.0  # then a sync makes room for other peers, and goes on after them: a feed need never end
 NOTICE_THREADS = 4  # apart: a slow sync must not delay a notice
 _COUNTED = {"sync": Count.SYNCS, "notice": Count.NOTICES}
 _log = structlog.get_logger()
@@ -52,8 +53,8 @@ class Line(Link, Protocol):
 Connect = Callable[[Node, Card], AbstractContextManager[Line]]
 
 
-class _StoppingError(Exception):
-    """A page was committed, and the polls are to end."""
+class _EndedHereError(Exception):
+    """A page was committed, and this sync goes on at another time: the polls are to end, or its turn is over."""
 
 
 class Polls:
@@ -146,6 +147,7 @@ class Polls:
 
     def _sync(self, peer: NodeId, line: Line) -> None:
         counted: dict[str, int] = {}
+        end_s = time.monotonic() + TURN_S
 
         def page(so_far: Report) -> None:
             self._tally.add(Count.PAGES_IN, peer)
@@ -153,7 +155,11 @@ class Polls:
                 self._tally.add(Count.ENTRIES_IN, peer, outcome, by=count - counted.get(outcome, 0))
                 counted[outcome] = count
             if self._stopping:
-                raise _StoppingError
+                raise _EndedHereError("stopped")
+            if time.monotonic() > end_s:
+                with self._lock:
+                    self._hinted.add(peer)
+                raise _EndedHereError("turn over")
 
         report = sync(self._node, peer, line, page)
         if report.entries:
@@ -183,8 +189,8 @@ class Polls:
             result, failed = type(e).__name__, None
         except ConflictError as e:  # a command of this home synced at the same moment
             result = type(e).__name__
-        except _StoppingError:
-            result = "stopped"
+        except _EndedHereError as e:
+            result = str(e)
         except (RemoteError, LocalError) as e:
             result, failed = getattr(e, "code", type(e).__name__), True
             _log.info(f"{what} failed", peer=peer, reason="TLS_REFUSED" if isinstance(e, TlsRefusedError) else result)

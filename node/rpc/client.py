@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import Message
 
 from federation.entries import check_fields, parse, read_item
-from federation.errors import DeniedError, MalformedError, RemoteError, UnreachableError
+from federation.errors import DeniedError, MalformedError, RemoteError, TlsRefusedError, UnreachableError
 from federation.feed import Ask, PageBytes
 from federation.keyring import Card
 from federation.limits import MAX_CONTROL_BYTES, MAX_MESSAGE_BYTES, MAX_PAGE_ITEMS
@@ -49,10 +49,6 @@ _OPTIONS = (
 )
 
 M = TypeVar("M", bound=Message)
-
-
-class TlsRefusedError(UnreachableError):
-    """The address accepts connections, and the handshake there fails: a key, and not the line."""
 
 
 class PeerLink:

@@ -114,6 +114,19 @@ def check_not_barred(tx: Connection, advisory: Advisory) -> None:
         raise RecalledError(f"{advisory.origin} has recalled revision {advisory.revision} of it")
 
 
+def is_barred_unverified(tx: Connection, data: bytes) -> bool:
+    """Whether an entry that did not hold says of itself that it is a revision which its origin has recalled: then it
+    may well hold what that said, and is no evidence that is kept."""
+    origin, _, rest = (_jti(data) or "").partition("/")
+    name, _, revision = rest.rpartition("/")
+    orders = tx.execute(
+        select(recalls_table.c.revisions).where(
+            recalls_table.c.origin == origin, recalls_table.c.name == storable(name)
+        )
+    ).scalars()
+    return any(revision == str(recalled) for revisions in orders for recalled in revisions)
+
+
 def receive(node: Node, tx: Connection, document: bytes, peer: NodeId, keyring: Keyring) -> None:
     """Takes in an order that a peer brought; the same again changes nothing and is not answered. The caller scrubs.
 

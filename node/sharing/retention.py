@@ -27,12 +27,11 @@ from node.records import ledger as book
 from node.records.alarms import Alarm, raise_alarm
 from node.records.ledger import Act
 from node.sharing import erasures
-from node.store.database import read, record, scrub, write
+from node.store.database import AT_ONCE, batches, read, record, scrub, write
 from node.store.tables import in_entries, ledger, out_entries, out_feeds, peers
 from node.store.tables import inbox as inbox_table
 
 ENDED: Final = "retention-ended"  # a rule id
-_AT_ONCE: Final = 1000  # entries that one purge names: far below the limits of a control message
 _GONE: Final = (InboxState.WITHDRAWN, InboxState.RECALLED, InboxState.EXPIRED)
 
 
@@ -105,7 +104,7 @@ def _ended_deliveries(tx: Connection, now: datetime) -> Iterator[tuple[NodeId, i
         .join(ledger, (ledger.c.feed == out_entries.c.feed) & (ledger.c.seq == out_entries.c.seq))
         .where(ledger.c.kind == Act.RELEASE, out_entries.c.data.is_not(None))
         .order_by(out_entries.c.feed, out_entries.c.seq)
-    ).yield_per(_AT_ONCE)
+    ).yield_per(AT_ONCE)
     for row in rows:
         until = book.facts_of(row.record)["retain_until"]
         if until is not None and instant(until) <= now:
@@ -118,7 +117,7 @@ def _ended_aside(tx: Connection, now: datetime) -> Iterator[tuple[int, int]]:
         select(in_entries.c.feed, in_entries.c.seq, in_entries.c.data).where(
             in_entries.c.outcome == Disposition.QUARANTINED, in_entries.c.data.is_not(None)
         )
-    ).yield_per(_AT_ONCE)
+    ).yield_per(AT_ONCE)
     for row in rows:
         try:
             body = entries.read(row.data).body
@@ -130,7 +129,7 @@ def _ended_aside(tx: Connection, now: datetime) -> Iterator[tuple[int, int]]:
 
 def _erase_items(tx: Connection, items: tuple[int, ...]) -> tuple[int, ...]:
     gone: list[int] = []
-    for some in _batches(items):
+    for some in batches(items):
         these = inbox_table.c.id.in_(some) & inbox_table.c.state.not_in(_GONE)
         rows = tx.execute(select(inbox_table.c.id, inbox_table.c.feed, inbox_table.c.seq).where(these)).all()
         inbox.forget(tx, select(inbox_table.c.id).where(these), InboxState.EXPIRED)
@@ -159,7 +158,7 @@ def _erase_sent(
     standing = (out_entries.c.feed == feed) & out_entries.c.data.is_not(None)
     told: list[int] = []
     try:
-        for some in _batches(seqs):
+        for some in batches(seqs):
             query = select(out_entries.c.seq).where(standing, out_entries.c.seq.in_(some)).order_by(out_entries.c.seq)
             these = tuple(tx.execute(query).scalars())
             if these:
@@ -172,7 +171,3 @@ def _erase_sent(
         detail = f"{len(told)} entries, epoch {epoch}"
         record(tx, at=node.clock(), by=by, act="purge.sent", subject=peer, detail=detail)
     return tuple(told)
-
-
-def _batches(values: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    return (values[start : start + _AT_ONCE] for start in range(0, len(values), _AT_ONCE))

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, insert, inspect, select
@@ -21,6 +21,8 @@ from federation.errors import ConflictError, DiskError, UsageError
 from node.store import postgresql, schema, sqlite
 from node.store.tables import audit, meta, metadata
 
+T = TypeVar("T")
+
 MEMORY: Final = "sqlite://"  # a database that ends with its engine
 _DISK_FAULTS: Final[dict[int | str | None, str]] = {
     sqlite3.SQLITE_IOERR: "disk error",
@@ -28,6 +30,7 @@ _DISK_FAULTS: Final[dict[int | str | None, str]] = {
     "58030": "disk error",  # SQLSTATE io_error
     "53100": "disk full",
 }
+AT_ONCE: Final = 1000  # values in one statement; PostgreSQL takes 65,535 parameters, SQLite half of that
 _failing: Final[WeakSet[Engine]] = WeakSet()
 
 
@@ -164,6 +167,11 @@ def one_row(count: int, what: str) -> None:
 def record(tx: Connection, *, at: datetime, by: str, act: str, subject: str, detail: str = "") -> None:
     """An audit row: who did what, when. `detail` holds codes and names, never payload or personal data (I17)."""
     tx.execute(insert(audit).values(at=at, by=by, act=act, subject=subject, detail=detail))
+
+
+def batches(values: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
+    """`values` in parts that one statement takes: a peer names any number, and databases have a limit of parameters."""
+    return (values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE))
 
 
 def storable(text: str) -> str:

@@ -164,6 +164,14 @@ def message(data: bytes, kind: Descriptor, chance: Random) -> bytes:
     )
 
 
+def der(data: bytes, chance: Random) -> bytes:
+    """A certificate with another byte in one of its short values: numbers, truth values, names of algorithms."""
+    short = [n for n in range(len(data) - 2) if data[n] in (1, 2, 3, 6) and 0 < data[n + 1] <= 10]
+    at = chance.choice(short)
+    at += 2 + chance.randrange(data[at + 1])
+    return data[:at] + bytes([chance.randrange(256)]) + data[at + 1 :] if at < len(data) else data
+
+
 def yaml(data: bytes, chance: Random) -> bytes:
     """Lines of a YAML file left out, doubled, moved in, or with other values."""
     lines = data.decode("utf-8", "surrogateescape").split("\n")

@@ -39,16 +39,16 @@ from node.audit import verify
 from node.desk import resolutions
 from node.exchange import epochs
 from node.home.context import Node
-from node.peering import agreements, peers, rotation
+from node.peering import agreements, feeds, peers, rotation
 from node.peering.rotation import Change
 from node.records import approvals
 from node.sharing import advisories, cases, passing, recalls, relays, releases, retention, revisions, statements
 from node.sharing.advisories import State
+from node.store.database import write
 from tests.copies import accept_epoch, open_epoch
 from tests.faults.campaign import count
 from tests.faults.simulation import PARTIES, WORDS, CrashError, Ground, Run, Trouble, damage, forged, pairs
 from tests.nodes import (
-    append_by_hand,
     document,
     import_document,
     issued,
@@ -87,22 +87,22 @@ class Story(Run):
         self.acts: list[tuple[float, Callable[[], str]]] = [
             (26, self.pull),
             (13, self.release),
-            (4, self.revise),
+            (7, self.revise),
             (3, self.release_again),
             (3, self.withdraw),
-            (4, self.recall),
+            (5, self.recall),
             (3, self.grant),
-            (6, self.pass_on),
+            (9, self.pass_on),
             (3, self.propose),
-            (5, self.countersign),
+            (9, self.countersign),
             (1.5, self.distrust),
             (2, self.trust),
             (1, self.rotate),
             (2, self.say),
             (2, self.open_case),
             (3, self.expire),
-            (5, self.wait),
-            (3, self.jump),
+            (4, self.wait),
+            (2.5, self.jump),
             (3, self.part),
             (4, self.lie),
             (2, self.equivocate),
@@ -182,7 +182,7 @@ class Story(Run):
         return self.publish(self.world[name], title, self.made[name][title] + 1, self.some(name))
 
     def publish(self, node: Node, title: str, version: int, to: list[NodeId]) -> str:
-        handling: JsonObject = {"tlp": "GREEN", "onward": self.chance.choice(("none", "peers"))}
+        handling: JsonObject = {"tlp": "GREEN", "onward": self.chance.choice(("none", "peers", "peers"))}
         if self.chance.random() < 0.2:
             self.retained[title, version] = self.clock.now + timedelta(days=self.chance.randint(2, 30))
             handling["retain_until"] = instant_text(self.retained[title, version])
@@ -324,7 +324,7 @@ class Story(Run):
         items = self.items(name)
         if not items:
             return NOTHING
-        statements.say(self.world[name], int(self.chance.choice(items)), Kind.NOTE, "We have seen it too.")
+        statements.say(self.world[name], int(self.chance.choice(items)), Kind.AFFECTS, "We have it too.")
         return f"statement by {name}"
 
     def open_case(self) -> str:
@@ -385,8 +385,17 @@ class Story(Run):
         core = signed_core(node, payload | {"iat": payload["iat"] + 1})
         held = next(held for held in agreements.all_held(node) if not held.missing)
         terms = replace(terms_for(node, receiver, title, held), core_digest=hashlib.sha256(core).digest())
-        append_by_hand(node, receiver, Delivery(Presentation(core, presentation.disclosures), terms))
+        self.append(sender, receiver, title, Delivery(Presentation(core, presentation.disclosures), terms))
         return f"two cores of {title} by {sender}, one for {receiver}"
+
+    def append(self, sender: NodeId, receiver: NodeId, title: str, body: Delivery) -> int:
+        """Appends what no honest release would, with its row of the ledger."""
+        node = self.world[sender]
+        summary, _ = advisories.own_advisory(node, title)
+        with write(node.engine) as tx:
+            place = feeds.append(node, tx, receiver, body, advisory=summary.key)
+            releases.enter(node, tx, receiver, place, sender, title, summary.revision, body.terms, [])
+        return place.seq
 
     def append_nonsense(self) -> str:
         """The liar sends an advisory with a signature that does not hold."""
@@ -400,7 +409,7 @@ class Story(Run):
         held = next(held for held in agreements.all_held(node) if not held.missing)
         core = presentation.core[:-1] + (b"A" if presentation.core[-1:] != b"A" else b"B")
         terms = replace(terms_for(node, receiver, title, held), core_digest=hashlib.sha256(core).digest())
-        seq = append_by_hand(node, receiver, Delivery(Presentation(core, presentation.disclosures), terms))
+        seq = self.append(sender, receiver, title, Delivery(Presentation(core, presentation.disclosures), terms))
         feed = self.stores[sender].rows("SELECT origin FROM out_feeds WHERE peer = ? ORDER BY epoch DESC", receiver)
         self.bad.append((str(feed[0][0]), seq, receiver))
         return f"nonsense by {sender} for {receiver}: {seq}"

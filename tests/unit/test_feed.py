@@ -248,7 +248,6 @@ def test_an_eraser_that_never_comes_leaves_the_feed_without_a_receipt() -> None:
     [
         item(5, Withdrawal((1,), "r")),  # names another entry
         item(5),  # takes nothing back
-        item(5, Withdrawal((2,), "r", origin_line(FR, DE, 7))),  # takes back entry 2 of an earlier epoch
         b"garbage",
         erased(5, 6),  # is gone itself
     ],
