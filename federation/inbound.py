@@ -112,9 +112,9 @@ class Receiver:
 def open_delivery(delivery: Delivery, receiver: Receiver, now: datetime) -> Opened:
     """The core, verified under its origin's key.
 
-    (1) the core is well formed and of no more parts than memory has room for, its
-    header the one that the profile allows; (2) its origin has an enrolled card and the
-    key, looked up by origin, role and key id together, is valid now; (3) signature and every disclosure (RFC 9901 7.1).
+    (1) the core is well formed and of no more parts than memory has room for, its header the one that the profile
+    allows; (2) its origin has an enrolled card and the key, looked up by origin, role and key id together, is valid
+    now; (3) signature and every disclosure (RFC 9901 7.1).
     Raises MalformedError, UnknownOriginError, KeyringError or SignatureError.
     """
     core = _read_core(delivery.presentation)  # (1)

@@ -23,7 +23,7 @@ from node.records import ledger
 from node.records.alarms import Alarm
 from node.records.ledger import Act
 from node.sharing import releases, retention
-from node.store import tables
+from node.store import database, tables
 from node.store.database import read, scrub, write
 from tests.chains import Chain, give, join, make_chain, pass_on, send
 from tests.nodes import (
@@ -241,7 +241,7 @@ def test_the_schedule_makes_it_prompt(world: World) -> None:
 
 
 def test_many_ends_are_told_in_entries_of_a_bounded_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "_AT_ONCE", 2)
+    monkeypatch.setattr(database, "AT_ONCE", 2)
     seqs = [released(world, name) for name in "ABCDE"]
     world.sync(DE, FR)
     world.clock.move(days=DAYS)
