@@ -8,7 +8,7 @@ RUN := env -u PYTHONDONTWRITEBYTECODE
 ON_EVERY_CORE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type layers protos protos-current compiled defences faults bench clean
+.PHONY: help demo test check lint type layers protos protos-current compiled defences faults mutants bench clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -50,6 +50,10 @@ defences: $(VENV)/installed-dev ## take each defence out of a copy, see its test
 
 faults: $(VENV)/installed-dev ## the fault campaigns with their full counts (an hour; docs/security.md has results)
 	@APOSTILLE_FULL=1 $(RUN) $(BIN)/python -m pytest $(ON_EVERY_CORE) tests/faults
+
+mutants: $(VENV)/installed-dev ## mutate the code that verifies and decides (1.5 hours; docs/mutation.md has results)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8,<4'
+	@$(BIN)/python -m tests.mutation $(VENV)/mutants
 
 bench: $(VENV)/installed-dev ## benchmarks, as ratios taken in one run
 	@$(BIN)/python -m bench

@@ -120,7 +120,8 @@ def empty(origin: str) -> FeedState:
 def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) -> VerifiedPage:
     """The page, proved to continue `state`. Nothing is changed by a page that fails.
 
-    (1) within the limits; both heads signed by a feed key of the sender, for this origin line and epoch
+    (1) within the limits; both heads signed by a feed key of the sender, for this origin line and epoch, and the newest
+        one dated by it
     (2) no rollback: the newest head is no smaller than the largest seen, the page ends no earlier than the cursor
     (3) each item has the next sequence number, else REORDERED, REPEATED or GAP; an entry that is not well formed keeps
         its place and is handed on as bad (I10)
@@ -132,6 +133,7 @@ def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) 
         raise TooLargeError(f"page: over {MAX_PAGE_ITEMS} items")
     head = _open(page.checkpoint, state.origin, keys)
     latest = _open(page.latest, state.origin, keys)
+    _any_cosignature(page.latest, keys)
     newest = _own_copy(state.newest)
     if latest.size < newest.size:  # (2)
         raise RollbackError(f"{state.origin}: newest head {latest.size}, but {newest.size} was signed before")

@@ -53,7 +53,7 @@ def _integer(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
     hexadecimal."""
     if len(node.value) > MAX_NUMBER_CHARS:
         raise yaml.MarkedYAMLError(None, None, f"a number has more than {MAX_NUMBER_CHARS} characters", node.start_mark)
-    return loader.construct_yaml_int(node)  # type: ignore[no-untyped-call]
+    return loader.construct_yaml_int(node)
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _integer)

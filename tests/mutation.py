@@ -110,7 +110,7 @@ def mutate(part: Part, folder: Path) -> None:
     prepare(part, folder)
     if stood:
         # Which test runs which function is found anew; what was killed stays killed, since tests are only added.
-        (folder / "mutants" / "mutmut-stats.json").unlink()
+        (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
         _run(folder, *stood)
     if not stood or any(code is None for mutants in outcomes(folder).values() for code in mutants.values()):
         _run(folder)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PLAIN_WIDTH = 10_000  # columns of a table in a pipe: it is as wide as what stands in it
 _PROGRESS_AFTER_S = 1.0
+_FOLDED, _LEAST_WIDTH = 4, 20  # columns by which what is folded is indented, and that are left for it
 _MAX_CELL = 300  # characters; a peer chooses how long its titles are
 _MAX_LIST = 2_000  # characters of all its items together: a row of a table stays one line of a pipe
 _PRINTED: list[bool] = []  # whether something stands on stdout already
@@ -90,7 +91,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
-    """Names and values, one a line, on stdout."""
+    """Names and values, one a line, on stdout. A name that is indented stays so where it is folded."""
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -98,15 +100,19 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     for name, value in pairs:
         text = cell(value)
         style = "bold red" if isinstance(value, Alarming) else _STYLES.get(text, "")
-        drawn.add_row(Text(_cut(clean(name), _MAX_CELL), style="bold"), Text(text, style=style))
+        label = _cut(clean(name), _MAX_CELL)
+        words = label.lstrip(" ")
+        drawn.add_row(Padding(Text(words, style="bold"), (0, 0, 0, len(label) - len(words))), Text(text, style=style))
     _print(drawn)
 
 
 def heading(text: str) -> None:
-    """A heading on stdout, apart from what stands before it."""
+    """A heading on stdout, apart from what stands before it. Only its first line stands where our own lines begin."""
     from rich.text import Text
 
-    _print(Text(clean(text), style="bold"), apart=True)
+    width = max(_LEAST_WIDTH, _console(sys.stdout).width - _FOLDED)
+    lines = Text(clean(text), style="bold").wrap(_console(sys.stdout), width)
+    _print(Text("\n" + " " * _FOLDED).join(lines), apart=True)
 
 
 def paragraph(text: str, *, indent: int = 0) -> None:

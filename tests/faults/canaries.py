@@ -1,18 +1,50 @@
 """Canaries: text that would steer a terminal, forge a line, run a formula or hide, and where a peer can put it.
 
 `CANARIES` are the texts by what they try, `TEXTS` all of them in a few texts no longer than a tracking id may be.
-`write` puts one into every place of a document that is text, keys included. `faults` says what in a text is not inert;
-it shares no code with what makes it so.
+`write` puts one into every place of a document that is text, keys included; `send_all` has FR sign documents, and
+whatever else a peer signs, with its real keys. `faults` says what in a text is not inert; it shares no code with what
+makes it so.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+from federation import entries, grant, handling, jws, outbound, recall, strictjson
+from federation.base64url import b64url
+from federation.entries import (
+    AgreementOffer,
+    Body,
+    Delivery,
+    Granted,
+    NewCard,
+    NewEpoch,
+    Purge,
+    RecallOrder,
+    Said,
+    Withdrawal,
+)
 from federation.limits import MAX_NAME_CHARS
-from federation.model import JsonObject
+from federation.marking import issue_claims
+from federation.model import Category, JsonObject, Presentation, Role, instant_text
+from federation.recall import Reason
+from federation.sdjwt import Salts
+from federation.statement import Seen, Subject
+from federation.strictjson import encode
+from node.home.context import Node
+from node.peering.agreements import Held
+from node.sharing import advisories, releases
+from tests.e2e.net import Net
+from tests.faults.campaign import FULL
+from tests.faults.liar import append_raw
+from tests.nodes import DE, FR, IN, append_by_hand, document, history, import_document, payload_of, signed_core
 
+_EVERY = (1 << 63) - 1
 FORGED = "FORGED"  # begins a line, where a line break came through
 CANARIES = {
     "CSI: colour, clear, cursor": "\x1b[8m\x1b[5;7m\x1b[2J\x1b[1;1H",
@@ -196,3 +228,173 @@ def valid(name: str, text: str) -> JsonObject:
             "acknowledgments": [{"names": [text], "organization": text, "summary": text}],
         }
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """DE, to whom FR has sent all that, and a folder of files that came from strangers."""
+
+    net: Net
+    held: Held
+    files: Path
+
+    @property
+    def home(self) -> Path:
+        return self.net.world[DE].home
+
+
+def honest_update(scene: Scene) -> None:
+    """FR sends DE an ordinary advisory, which DE takes."""
+    fr = scene.net.world[FR]
+    releases.release(fr, import_document(fr, document("HONEST")))
+    assert scene.net.world.sync(DE, FR).entries == 1
+
+
+def delivery(scene: Scene, name: str, text: str, *, later_s: int = 0) -> Delivery:
+    """A document of canaries, signed by FR, with every part of it in full."""
+    fr = scene.net.world[FR]
+    concealed = issue_claims(*write(name, text), fr.labels, {}, salts=Salts(fr.entropy))
+    _, honest = advisories.own_advisory(fr, "HONEST")
+    moment = int(fr.clock().timestamp()) - 60 + later_s
+    plain = {"v": 1, "iss": FR, "jti": f"{FR}/{name}/1", "iat": moment, "handling": honest.payload["handling"]}
+    core = signed_core(fr, plain | concealed.payload)
+    own = outbound.reopen(core, tuple(d.raw for d in concealed.disclosures), fr.labels)
+    general = {e.generalised for e in own.elements if e.full is not None}
+    parts = tuple(n.disclosure.raw for n in own.nodes if n.digest not in general)
+    terms = handling.narrow(own.handling, scene.held.agreement, own.core_digest, DE, fr.clock() - timedelta(minutes=1))
+    return Delivery(Presentation(core, parts), terms)
+
+
+def send_all(scene: Scene) -> None:
+    """Everything that FR and IN say. `raw` may be anything: what DE does not take is shown as well."""
+    world = scene.net.world
+    fr, india = world[FR], world[IN]
+    for number, text in enumerate(TEXTS):
+        name = text[:MAX_NAME_CHARS]
+        sent = delivery(scene, name, text)
+        append_by_hand(fr, DE, sent)
+        append_by_hand(fr, DE, delivery(scene, name[:-1], text))
+        append_by_hand(fr, DE, delivery(scene, name[:-1], text, later_s=1))  # the same revision: EQUIVOCATION
+        recalled = name[:-2]
+        append_by_hand(fr, DE, delivery(scene, recalled, text))
+        for body in _said(fr, name, text):
+            append_by_hand(fr, DE, body)
+        append_by_hand(fr, DE, _order(fr, recalled))
+        append_by_hand(fr, DE, _grant_of(fr, sent))
+        for data in _malformed(scene, sent, text, number) if number == 0 or FULL else ():
+            append_raw(fr, DE, data)
+        seen = Seen(Subject(FR, name, 1), bytes(32))
+        append_by_hand(india, DE, _statement_of(india, DE, "seen", None, {"cores": [seen.write()]}))
+
+
+def _statement_of(author: Node, to: str, kind: str, about: JsonObject | None, body: JsonObject) -> Said:
+    """A statement that says whatever it is told to."""
+    members = {
+        "statement": kind,
+        "to": to,
+        "at": instant_text(author.clock() - timedelta(minutes=1)),
+        "about": about,
+        "in_reply_to": None,
+        "body": body,
+    }
+    return Said(signed(author, members, "statement+jws"))
+
+
+def signed(author: Node, members: JsonObject, typ: str, kid: str | None = None) -> bytes:
+    """A document under the author's real key, whatever its members are."""
+    signer = author.keys.signer(Role.ISSUE, author.card, author.clock())
+    payload = strictjson.encode(members)
+    signature = jws.sign(payload, typ, kid or f"{author.id}/{signer.kid}", signer.sign)
+    return jws.serialise(jws.SignedDocument(payload, (signature,)))
+
+
+def _said(fr: Node, name: str, text: str) -> Iterator[Said]:
+    """Statements of every kind, and of none that is known."""
+    about: JsonObject = {"origin": FR, "name": name, "revision": 1}
+    for kind in ("question", "correction", "affects", "answer"):
+        yield _statement_of(fr, DE, kind, about, {"text": text * 20})
+    yield _statement_of(fr, DE, "acknowledge", about, {})
+    yield _statement_of(fr, DE, "future-kind", about, {text: text, "text": {text: [text]}})
+    refused = {"seq": 0, "leaf_hash": "00" * 32, "code": text, "rules": [text] * 40}
+    yield _statement_of(fr, DE, "refusal", about, {"feed": text, "entries": [refused, refused | {"seq": _EVERY}]})
+    yield _statement_of(fr, DE, "core", about, {"core": text})
+    yield _statement_of(fr, DE, "seen", None, {"cores": [{**about, "core": text}]})
+    answer = {"recall": text, "outcome": text, "passed_on": [text], "unreachable": [text]}
+    for change in ({}, {"recall": "00" * 32}, {"recall": "00" * 32, "outcome": "purged"}):
+        yield _statement_of(fr, DE, "purge", about, answer | change)
+    for members in ({"origin": text}, {"name": f"{name}{text}"}, {"revision": text}, {text: text}):
+        yield _statement_of(fr, DE, "question", about | members, {"text": text})
+    yield _statement_of(fr, text, "question", about, {"text": text})
+    yield _statement_of(fr, DE, text, about, {"text": text})
+
+
+def _order(fr: Node, name: str) -> RecallOrder:
+    """A recall of what DE holds."""
+    signer = fr.keys.signer(Role.ISSUE, fr.card, fr.clock())
+    at = fr.clock() - timedelta(minutes=1)
+    return RecallOrder(
+        recall.sign(FR, name, (1,), Reason.ERROR, at, kid=signer.kid, sign_bytes=signer.sign).document, ()
+    )
+
+
+def _grant_of(fr: Node, sent: Delivery) -> Granted:
+    """Leave for DE to pass it on."""
+    signer = fr.keys.signer(Role.ISSUE, fr.card, fr.clock())
+    until = fr.clock().replace(microsecond=0) + timedelta(days=9)
+    made = grant.sign(
+        FR, sent.terms.core_digest, DE, [IN], set(Category), until, kid=signer.kid, sign_bytes=signer.sign
+    )
+    return Granted(made.document)
+
+
+def _malformed(scene: Scene, sent: Delivery, text: str, number: int) -> Iterator[bytes]:
+    """Entries that are wrong somewhere, with canaries in that place."""
+    fr = scene.net.world[FR]
+    raw = text.encode("utf-8")
+    honest = history(fr, DE)[0]
+    assert isinstance(honest, bytes)
+    payload = payload_of(sent.presentation.core)
+    changes: list[JsonObject] = [
+        {"iss": text},
+        {"jti": text},
+        {"jti": f"{FR}/{text}/{text}"},
+        {"iat": text},
+        {"v": text},
+        {text: text},
+        {"handling": text},
+        *({"handling": payload["handling"] | {member: text}} for member in payload["handling"]),
+        {"handling": payload["handling"] | {text: text}},
+        {"csaf": text},
+        {"_sd_alg": text},
+    ]
+    bodies: list[Body] = [
+        Delivery(Presentation(signed_core(fr, payload | change), sent.presentation.disclosures), sent.terms)
+        for change in changes
+    ]
+    bodies += [Delivery(Presentation(core, (raw,)), sent.terms, raw) for core in (raw, sent.presentation.core)]
+    bodies += [
+        Delivery(Presentation(_signed_header(fr, member, text), ()), sent.terms) for member in ("alg", "typ", "kid")
+    ]
+    wrong: list[Any] = [{"onward": text}, {"attribution": text}, {"recipient": text}]
+    bodies += [Delivery(sent.presentation, replace(sent.terms, **change)) for change in wrong]
+    bodies += [kind((0,), text) for kind in (Withdrawal, Purge)]
+    bodies += [Withdrawal((0,), "x", f"{FR}/feeds/{text}/0"), NewEpoch(f"{FR}/feeds/{text}/1", raw, text)]
+    documents = [raw, signed(fr, {text: text}, "agreement+jws"), signed(fr, {}, "agreement+jws", "a/x")]
+    documents += [signed(fr, agreed(scene) | {member: text}, "agreement+jws") for member in agreed(scene)]
+    bodies += [kind(data) for data in documents for kind in (AgreementOffer, NewCard, Granted, Said)]
+    bodies += [RecallOrder(raw, (0,)), RecallOrder(signed(fr, {"recall": text, "reason": text}, "recall+jws"), ())]
+    seq = len(history(fr, DE))
+    for place, body in enumerate(bodies):
+        yield entries.write(entries.Envelope(f"{FR}/feeds/{DE}/1", seq + place, bytes([number]) * 16, body))
+    yield from (raw, honest + raw, b"")
+
+
+def agreed(scene: Scene) -> JsonObject:
+    members: JsonObject = json.loads(scene.held.agreement.canonical)
+    return members
+
+
+def _signed_header(fr: Node, member: str, text: str) -> bytes:
+    """A core whose header says `text`."""
+    head = {"alg": "Ed25519", "typ": "advisory+sd-jwt", "kid": "x"} | {member: text}
+    return ".".join(b64url(part) for part in (encode(head), encode({"iss": FR}), bytes(64))).encode()

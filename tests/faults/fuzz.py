@@ -21,7 +21,7 @@ from config import settings
 from federation import agreement as agreements
 from federation import checkpoint, contradiction, feed, grant, keyring, labels, merkle, recall, statement
 from federation.base64url import from_b64url
-from federation.entries import Delivery, Granted, NewCard, RecallOrder, Said, check_fields, parse, read_item
+from federation.entries import Body, Delivery, Granted, NewCard, RecallOrder, Said, check_fields, parse, read_item
 from federation.entries import read as read_entry
 from federation.errors import ApostilleError, RemoteError
 from federation.feed import PageBytes
@@ -117,8 +117,12 @@ def read_delivery(data: bytes) -> None:
             may_keep_evidence(body, receiver, sender, m.NOW)
             raise
     elif isinstance(body, Said | RecallOrder | Granted):
-        readers = {Said: statement.read, RecallOrder: recall.read, Granted: grant.read}
-        readers[type(body)](body.document, _issue_key)  # type: ignore[operator]  # each reads its own kind
+        readers: dict[type, Callable[..., object]] = {
+            Said: statement.read,
+            RecallOrder: recall.read,
+            Granted: grant.read,
+        }
+        readers[type(body)](body.document, _issue_key)
     elif isinstance(body, NewCard):
         read_card(body.document)
 
@@ -248,7 +252,11 @@ def _entries() -> tuple[bytes, ...]:
 
 
 def _page() -> bytes:
-    bodies = (m.offer(), Said(_statements()[0]), RecallOrder(_vectors("v2/recalls.json", "cases", "document")[0], (1,)))
+    bodies: tuple[Body, ...] = (
+        m.offer(),
+        Said(_statements()[0]),
+        RecallOrder(_vectors("v2/recalls.json", "cases", "document")[0], (1,)),
+    )
     items = [m.entry(0, bodies[0]), _deliveries()[0], *(m.entry(2 + n, body) for n, body in enumerate(bodies[1:]))]
     root = m.root_of(items)
     return wire.PullResponse(
@@ -330,7 +338,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "entry": lambda: Target(
         (*_entries(), *_deliveries()),
         read_delivery,
-        lambda data, chance: mutants.message(data, wire.Entry.DESCRIPTOR, chance),
+        lambda data, chance: mutants.message(data, wire.Entry, chance),
     ),
     "page": lambda: Target((_page(),), read_page, resigned.page),
     "statement": lambda: _signed(statement.JWS_TYPE, lambda d: statement.read(d, _issue_key), _statements()),

@@ -1,8 +1,8 @@
 """Mutations that know the formats: what comes out is nearly right, so that it gets past the first check of a reader.
 
-JSON is changed as a tree and spelled by hand, since no encoder writes a key twice, NaN or half a surrogate pair; protobuf
-field by field on the wire; YAML line by line; what is base64url, JSON, a JWT or a note inside something else is changed
-as such. Everything follows from the `random.Random` that is handed in. Signing anew is for `tests.faults.fuzz`.
+JSON is changed as a tree and spelled by hand, since no encoder writes a key twice, NaN or half a surrogate pair;
+protobuf field by field on the wire; YAML line by line; what is base64url, JSON or a JWT inside something else is changed
+as such. Everything follows from the `random.Random` that is handed in. Signing anew is for `tests.faults.resigned`.
 """
 
 import copy
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
 
 from federation.base64url import b64url, from_b64url
 from federation.errors import RemoteError
@@ -35,8 +35,8 @@ class Members(list[tuple[Any, Any]]):
 
 
 _STRINGS = (
-    "", " ", "\x00", "a\x00b", "\ufeff", "\u202e", "\u2028", "\U0010ffff", "é", "e\u0301", "٣", "１", "²", "NaN", "null",
-    "true", "0", "-1", "00", "1e400", "_sd", "...", "_sd_alg", "sha-256", "Ed25519", "none", "/", "~", "../..", "*",
+    "", " ", "\x00", "a\x00b", "\ufeff", "\u202e", "\u2028", "\U0010ffff", "é", "e\u0301", "٣", "²", "NaN",
+    "null", "true", "0", "-1", "00", "1e400", "_sd", "...", "_sd_alg", "sha-256", "Ed25519", "none", "/", "~", "../..", "*",
     "https://evil.example/", "cert.fr.example", "cert.de.example", "CERT.FR.EXAMPLE", "cert.fr.example.", "a.b", "FR",
     "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-02-30T00:00:00Z", "2026-11-21T09:30:60Z",
     "٢٠٢٦-11-21T09:30:00Z", "2026-11-21T09:30:00z", "0000-01-01T00:00:00Z", "x" * _LONG, "a" * 256, "=cmd|' '!A0",
@@ -47,22 +47,23 @@ _NUMBERS = (
     253_402_300_799, 253_402_300_800, 10**63, 10**64, -(1 << 63), 0.5, -0.0, 1e308, 5e-324, 1.0,
 )  # fmt: skip
 _TEXTS = (
-    b"NaN", b"Infinity", b"-Infinity", b"1e999", b"1e-999", b"1" * 65, b"1" * 5_000, b"-" * 3, b"01", b"1.", b"+1", b"0x10",
-    b"'a'", b'"\\ud800"', b'"\\udc00\\ud800"', b'"\\u0000"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\n"', b'"',
+    b"NaN", b"Infinity", b"-Infinity", b"1e999", b"1e-999", b"1" * 65, b"1" * 5_000, b"-" * 3, b"01", b"1.", b"+1",
+    b"0x10", b"'a'", b'"\\ud800"', b'"\\udc00\\ud800"', b'"\\u0000"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\n"', b'"',
     b"\xef\xbb\xbf1", b"", b",", b"]", b"}", b"1,1", b"//", b"[" * _DEEP, b"[" * _DEEP + b"]" * _DEEP,
     b'{"a":' * _DEEP + b"1" + b"}" * _DEEP, b"[[]" + b",[]" * _MANY + b"]", b'{"a":1,"a":2}', b'{"\\u0061":1,"a":2}',
 )  # fmt: skip
 _SPLICES = (
-    b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xc0\x80", b"\xed\xa0\x80", b"\xe2\x80\xae", b"\n", b"\r\n", b"\n\n", b" ", b"\t", b"=", b".",
-    b"~", b"..", b"\xd9\xa3", b"\xff" * 10, b"\x80" * 11, b"+", b"/", b'"', b"\\", b"{", b"[", b"A" * 300, b"\xe2\x80\x94 x AAAA\n",
+    b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xc0\x80", b"\xed\xa0\x80", b"\xe2\x80\xae", b"\n", b"\r\n", b"\n\n", b" ",
+    b"\t", b"=", b".", b"~", b"..", b"\xd9\xa3", b"\xff" * 10, b"\x80" * 11, b"+", b"/", b'"', b"\\", b"{", b"[", b"A" * 300,
+    b"\xe2\x80\x94 x AAAA\n",
 )  # fmt: skip
 _YAML = (
-    "&a [*a]", "*a", "!!python/object:os.system x", "!x y", "<<: {a: 1}", "<<", "=", "? a", "? [a]", "{[a]: 1}", "- - - -",
-    "[" * 500, "{a: " * 500, "0x" + "f" * 5_000, "0b" + "1" * 20_000, "0" + "7" * 6_000, "1" * 5_000, "1_000", "190:20:30",
-    ".nan", ".inf", "-.inf", "1e400", "2026-11-21", "2026-11-21T09:30:00Z", "NO", "yes", "~", "null", "true", '"\\ud800"',
-    '"\\x00"', '"\\U00110000"', '"\\xg"', "'", '"', "|", ">", "%YAML 1.3", "---", "...", "a: b: c", ":", "@", "`", "\t", "\x00",
-    "\ufeff", "\x85", "\u2028", "é", "٣", "-1", "0", "1.5", "[]", "{}", "''", "x" * _LONG, "127.0.0.1:" + "1" * 5_000,
-    "127.0.0.1:٣", "[::1]:1", "[::1%25x]:1", "postgresql://u@h:99999/n", "postgresql://[::1/n", "host:0", "forbid (principal,",
+    "&a [*a]", "*a", "!!python/object:os.system x", "!x y", "<<: {a: 1}", "<<", "=", "? a", "? [a]", "{[a]: 1}",
+    "- - -", "[" * 500, "{a: " * 500, "0x" + "f" * 5_000, "0b" + "1" * 20_000, "0" + "7" * 6_000, "1" * 5_000, "1_000", "190:20",
+    ".nan", ".inf", "-.inf", "1e400", "2026-11-21", "2026-11-21T09:30:00Z", "NO", "yes", "~", "null", "true", "trueish",
+    '"\\ud800"', '"\\x00"', '"\\U00110000"', '"\\xg"', "'", '"', "|", ">", "%YAML 1.3", "---", "...", "a: b: c", ":",
+    "@", "`", "\t", "\x00", "\ufeff", "\x85", "\u2028", "é", "٣", "-1", "0", "1.5", "[]", "{}", "''", "x" * _LONG,
+    "host:0", "127.0.0.1:٣", "[::1]:1", "[::1%25x]:1", "postgresql://u@h:99999/n", "postgresql://[::1/n", "forbid (principal,",
 )  # fmt: skip
 
 
@@ -137,8 +138,12 @@ def text(value: str, chance: Random) -> str:
     return chance.choice(changes)()[:_LONG]
 
 
-def message(data: bytes, kind: Descriptor, chance: Random) -> bytes:
-    """A protobuf message with fields changed, at any depth, on the wire."""
+def message(data: bytes, kind: type[Message], chance: Random) -> bytes:
+    """A protobuf message of a kind with fields changed, at any depth, on the wire."""
+    return _message(data, kind.DESCRIPTOR, chance)
+
+
+def _message(data: bytes, kind: Any, chance: Random) -> bytes:
     fields = _taken_apart(data)
     if not fields or chance.random() < 0.05:
         return raw(data, chance) if fields is None else data + _unknown(chance)
@@ -150,7 +155,7 @@ def message(data: bytes, kind: Descriptor, chance: Random) -> bytes:
         known = kind.fields_by_number.get(number)
         if isinstance(value, bytes) and known is not None and chance.random() < 0.7:
             inside = known.message_type
-            new = message(value, inside, chance) if inside is not None else mutated(value, chance)
+            new = _message(value, inside, chance) if inside is not None else mutated(value, chance)
             fields[at] = (number, new)
         elif isinstance(value, int) and chance.random() < 0.5:
             fields[at] = (
@@ -186,7 +191,7 @@ def _other_lines(lines: list[str], line: str, chance: Random) -> list[str]:
     """What stands in place of `line`."""
     name, colon, value = line.partition(":")
     hostile, scalar = chance.choice(_YAML), value.strip(" []{}").partition(",")[0] or " "
-    choices = (
+    choices: tuple[list[str], ...] = (
         [],
         [line, line],
         [f"{name}: {hostile}"],

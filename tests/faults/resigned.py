@@ -11,6 +11,7 @@ from federation.base64url import from_b64url
 from federation.checkpoint import VerifierKey
 from federation.errors import RemoteError
 from federation.keyring import root_key_id
+from federation.limits import HASH_BYTES
 from federation.model import Category
 from federation.sdjwt.disclosure import digest_of
 from protos.exchange.v1 import exchange_pb2 as wire
@@ -49,10 +50,10 @@ def delivery(data: bytes, chance: Random, core_of: Callable[[bytes], bytes] = m.
         shown = entry.presentation
         payload = from_b64url(shown.core.split(b".")[1].decode("latin-1"))
     except (DecodeError, IndexError, RemoteError):
-        return mutants.message(data, wire.Entry.DESCRIPTOR, chance)
+        return mutants.message(data, wire.Entry, chance)
     kind, raws = chance.random(), list(shown.disclosures)
     if kind < 0.1:
-        return mutants.message(data, wire.Entry.DESCRIPTOR, chance)
+        return mutants.message(data, wire.Entry, chance)
     if kind < 0.55 and raws:
         place = chance.randrange(len(raws))
         new = mutants.json_text(raws[place], chance)
@@ -71,11 +72,11 @@ def delivery(data: bytes, chance: Random, core_of: Callable[[bytes], bytes] = m.
     if shown.grant and chance.random() < 0.8:
         shown.grant = grant_for(core) if chance.random() < 0.7 else document(grant.JWS_TYPE)(shown.grant, chance)
     if chance.random() < 0.2:
-        terms = mutants.message(shown.terms.SerializeToString(), wire.Terms.DESCRIPTOR, chance)
+        terms = mutants.message(shown.terms.SerializeToString(), wire.Terms, chance)
         try:
             shown.terms.ParseFromString(terms)
         except DecodeError:
-            return mutants.message(entry.SerializeToString(deterministic=True), wire.Entry.DESCRIPTOR, chance)
+            return mutants.message(entry.SerializeToString(deterministic=True), wire.Entry, chance)
     return entry.SerializeToString(deterministic=True)
 
 
@@ -122,7 +123,7 @@ def page(data: bytes, chance: Random) -> bytes:
     except DecodeError:
         return mutants.raw(data, chance)
     if not answer.items or chance.random() < 0.3:
-        return mutants.message(data, wire.PullResponse.DESCRIPTOR, chance)
+        return mutants.message(data, wire.PullResponse, chance)
     item = chance.choice(answer.items)
     if chance.random() < 0.1:
         item.erased.seq, item.erased.leaf_hash = chance.randrange(6), bytes(32)
@@ -130,7 +131,7 @@ def page(data: bytes, chance: Random) -> bytes:
     else:
         item.entry = delivery(item.entry, chance)
     hashes = [i.erased.leaf_hash if i.HasField("erased") else merkle.leaf_hash(i.entry) for i in answer.items]
-    root = merkle.root(hashes)
+    root = merkle.root((h + bytes(HASH_BYTES))[:HASH_BYTES] for h in hashes)
     answer.checkpoint, answer.latest = m.note(len(hashes), root).encode(), m.newest(len(hashes), root).encode()
     return answer.SerializeToString()
 

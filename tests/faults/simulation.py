@@ -39,7 +39,7 @@ from node.peering import peers
 from node.sharing import retention
 from node.store import database
 from node.store.database import MEMORY, open_engine
-from tests.nodes import DE, FR, IN, Clock, ForgedFeed, World, agree, entry, history, make_world
+from tests.nodes import DE, FR, IN, Clock, ForgedFeed, World, agree, entry, history, make_world, terms_text
 
 PARTIES = (FR, DE, IN)
 WORDS = re.compile(rb"Word of ([A-Z]{2}-\d+) at (\d+): (plain|personal|exploit), kestrel")
@@ -107,7 +107,7 @@ class Ground:
     def __init__(self, folder: Path) -> None:
         self.world = make_world(folder, *PARTIES, packs=("eu-gdpr",), databases=dict.fromkeys(PARTIES, MEMORY))
         self.world.clock.now += _BEFORE
-        self.agreement = agree(self.world).agreement.digest
+        self.agreement = agree(self.world, terms_text(self.world, onward="peers")).agreement.digest
         self.now = self.world.clock.now
         self.stores: dict[str, Store] = {name: Store(node.engine) for name, node in self.world.nodes.items()}
         self.stores[_SPARE] = Store(open_engine(MEMORY))

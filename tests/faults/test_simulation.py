@@ -274,6 +274,7 @@ class Story(Run):
             self.world,
             version=version + 1,
             previous=digest.hex(),
+            onward=self.chance.choice(("peers", "peers", "none")),
             valid_until=instant_text(ends),
             sunset_review=instant_text(ends - timedelta(days=1)),
             grants=f"\n  - id: all\n    tlp: [GREEN]\n    tiers: [standard]\n    share: {{{share}}}",
@@ -574,7 +575,7 @@ def check_store(run: Story, name: NodeId) -> None:
     assert all((origin, title) in run.forged for origin, title, _ in cores), f"I5: {cores}"
     if name != run.liar:
         findings = verify.verify(node).findings
-        assert findings == (), f"I14: {name}"
+        assert not findings, f"I14: {name}: {findings}"
 
 
 # The campaign

@@ -1,5 +1,7 @@
 """Pages of a feed at the edges: as much as is allowed and one more, and what an earlier epoch has to do with it."""
 
+from functools import partial
+
 import pytest
 
 from federation import checkpoint, ed25519, feed, merkle
@@ -24,8 +26,10 @@ def read(*items: bytes | ErasedItem) -> VerifiedPage:
     """A whole feed as one page, signed by its sender."""
     leaves = [i.leaf_hash if isinstance(i, ErasedItem) else merkle.leaf_hash(i) for i in items]
     head = Checkpoint(ORIGIN, len(items), merkle.root(leaves))
-    note = checkpoint.sign(head, ORIGIN, lambda message: ed25519.sign(SEED, message), PUBLIC)
-    return verify_page(feed.empty(ORIGIN), PageBytes(items, note, note), KEYS)
+    signer = partial(ed25519.sign, SEED)
+    note = checkpoint.sign(head, ORIGIN, signer, PUBLIC)
+    latest = checkpoint.cosign(note, ORIGIN, 1_795_000_000, signer, PUBLIC)
+    return verify_page(feed.empty(ORIGIN), PageBytes(items, note, latest), KEYS)
 
 
 def delivery(disclosures: int) -> Delivery:

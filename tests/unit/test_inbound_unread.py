@@ -66,6 +66,12 @@ def test_values_of_core_and_disclosures_are_counted_together_before_they_are_rea
         weigh(monkeypatch, 8)
 
 
+def test_white_space_before_a_disclosure_hides_no_values_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.unit.test_inbound_unread.DISCLOSURES", tuple(b" " + raw for raw in DISCLOSURES))
+    with pytest.raises(TooLargeError, match="over 7 values"):
+        weigh(monkeypatch, 7)
+
+
 def test_a_small_delivery_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(CORE) + sum(map(len, DISCLOSURES))
     with pytest.raises(MalformedError, match="node id"):

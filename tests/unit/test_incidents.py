@@ -193,7 +193,9 @@ def test_cores_that_agree_prove_nothing(world: World) -> None:
     core = issued(fr, "A").core
     payload = payload_of(core)
     other = signed_core(fr, {**payload, "iat": payload["iat"] + 1})
-    assert contradiction.equivocation((core, other), FR, cards) is not None  # sanity
+    proof = contradiction.equivocation((other, core, other), FR, cards)  # sanity
+    assert proof is not None
+    assert proof.cores == tuple(sorted((core, other)))
     assert contradiction.equivocation((core, core), FR, cards) is None
     assert contradiction.equivocation((core, signed_core(fr, {**payload, "jti": f"{FR}/A/2"})), FR, cards) is None
     assert contradiction.equivocation((core, other), DE, cards) is None
