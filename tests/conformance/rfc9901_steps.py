@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from federation.base64url import b64url, from_b64url
@@ -22,68 +22,9 @@ from federation.errors import (
 )
 from federation.sdjwt.disclosure import Disclosure, digest_of
 from federation.strictjson import encode
+from tests.conformance.tokens import Token, element, jws, member
 
-_SALT = iter(range(1, 1 << 32))
 _ORDER = (1 << 252) + 27742317777372353535851937790883648493  # of the group of Ed25519
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Whoever signs: the key ids and signing functions of its `issue` and `feed` keys, and the public `issue` key."""
-
-    kid: str
-    sign: Callable[[bytes], bytes]
-    feed_kid: str
-    feed_sign: Callable[[bytes], bytes]
-    public: bytes
-
-
-@dataclass(slots=True)
-class Token:
-    """An advisory on its way to be signed: everything in it may be changed. `last` changes the signed core."""
-
-    origin: Origin
-    header: dict[str, Any]
-    payload: dict[str, Any]
-    shown: list[bytes]
-    last: Callable[[bytes], bytes] = field(default=lambda core: core)
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """An object of the payload that has digests."""
-        return self.payload["csaf"]["document"]  # type: ignore[no-any-return]
-
-    def hide(self, raw: bytes, place: dict[str, Any] | None = None) -> bytes:
-        """Shows a disclosure to which `place` refers, the document unless another is named."""
-        (self.document if place is None else place).setdefault("_sd", []).append(digest_of(raw))
-        self.shown.append(raw)
-        return raw
-
-    def hide_element(self, raw: bytes) -> None:
-        """Shows a disclosure to which an array element refers."""
-        self.document["references"] = [{"...": digest_of(raw)}]
-        self.shown.append(raw)
-
-    def signed(self) -> bytes:
-        """The core."""
-        return self.last(jws(self.header, self.payload, self.origin.sign))
-
-
-def jws(header: object, payload: object, sign: Callable[[bytes], bytes]) -> bytes:
-    """A compact JWS; header and payload may be bytes."""
-    parts = (part if isinstance(part, bytes) else encode(part) for part in (header, payload))
-    signed = ".".join(map(b64url, parts)).encode()
-    return signed + b"." + b64url(sign(signed)).encode()
-
-
-def member(name: Any, value: Any) -> bytes:
-    """A disclosure of an object member, spelled whatever the name is."""
-    return encode([b64url(next(_SALT).to_bytes(16, "big")), name, value])
-
-
-def element(value: Any) -> bytes:
-    """A disclosure of an array element."""
-    return encode([b64url(next(_SALT).to_bytes(16, "big")), value])
 
 
 Change = Callable[[Token], None]
@@ -255,7 +196,8 @@ def _digests() -> Iterator[Case]:
 
 _NO_MEMBER = (
     b"[]", b'["s"]', b'["s","a",1,2]', b"{}", b'{"0":"s","1":"a","2":1}', b'"abc"', b"123", b"null", b'["s","a",1]x',
-    b'["s","a",NaN]', b'["s","a",{"b":1,"b":2}]', b'["s","a","\xff"]', b'["s","a","\\ud800"]', b'\xef\xbb\xbf["s","a",1]',
+    b'["s","a",NaN]', b'["s","a",{"b":1,"b":2}]', b'["s","a","\xff"]', b'["s","a","\\ud800"]',
+    b'\xef\xbb\xbf["s","a",1]',
     b'[1,"a",1]', b'[null,"a",1]', b'["s",1,1]', b'["s",null,1]', b'["s",["a"],1]', b'["s","a",1e999]',
 )  # fmt: skip
 

@@ -1,9 +1,10 @@
-"""The full campaign of row 11: the targets of `tests.faults.fuzz`, and those that need nodes, by atheris, which is guided
-by what each execution reaches. `pip install 'apostille[fuzz]'` brings it; it has no wheel for Python 3.13 and later.
+"""The full campaign of row 11: the targets of `tests.faults.fuzz`, and those that need nodes, by atheris, which is
+guided by what each execution reaches. `pip install 'apostille[fuzz]'` brings it; it has no wheel for Python 3.13 and
+later.
 
     python -m tests.faults.campaign_fuzz --executions 500000 delivery     one target
     python -m tests.faults.campaign_fuzz --executions 300000              all of them, one after another
-    python -m tests.faults.campaign_fuzz --seconds 60 --corpus DIR        each for a minute, going on from what DIR holds
+    python -m tests.faults.campaign_fuzz --seconds 60 --corpus DIR        each for a minute, from what DIR holds
 
 Each target is a process of its own. What it has found ends it, and is told with its seed, the traceback and a file of
 the bytes, TARGET-crash-DIGEST.

@@ -1,8 +1,9 @@
 """Mutations that know the formats: what comes out is nearly right, so that it gets past the first check of a reader.
 
 JSON is changed as a tree and spelled by hand, since no encoder writes a key twice, NaN or half a surrogate pair;
-protobuf field by field on the wire; YAML line by line; what is base64url, JSON or a JWT inside something else is changed
-as such. Everything follows from the `random.Random` that is handed in. Signing anew is for `tests.faults.resigned`.
+protobuf field by field on the wire; YAML line by line; what is base64url, JSON or a JWT inside something else is
+changed as such. Everything follows from the `random.Random` that is handed in. Signing anew is for
+`tests.faults.resigned`.
 """
 
 import copy
@@ -36,7 +37,8 @@ class Members(list[tuple[Any, Any]]):
 
 _STRINGS = (
     "", " ", "\x00", "a\x00b", "\ufeff", "\u202e", "\u2028", "\U0010ffff", "é", "e\u0301", "٣", "²", "NaN",
-    "null", "true", "0", "-1", "00", "1e400", "_sd", "...", "_sd_alg", "sha-256", "Ed25519", "none", "/", "~", "../..", "*",
+    "null", "true", "0", "-1", "00", "1e400", "_sd", "...", "_sd_alg", "sha-256", "Ed25519", "none", "/", "~", "../..",
+    "*",
     "https://evil.example/", "cert.fr.example", "cert.de.example", "CERT.FR.EXAMPLE", "cert.fr.example.", "a.b", "FR",
     "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-02-30T00:00:00Z", "2026-11-21T09:30:60Z",
     "٢٠٢٦-11-21T09:30:00Z", "2026-11-21T09:30:00z", "0000-01-01T00:00:00Z", "x" * _LONG, "a" * 256, "=cmd|' '!A0",
@@ -48,22 +50,26 @@ _NUMBERS = (
 )  # fmt: skip
 _TEXTS = (
     b"NaN", b"Infinity", b"-Infinity", b"1e999", b"1e-999", b"1" * 65, b"1" * 5_000, b"-" * 3, b"01", b"1.", b"+1",
-    b"0x10", b"'a'", b'"\\ud800"', b'"\\udc00\\ud800"', b'"\\u0000"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\n"', b'"',
+    b"0x10", b"'a'", b'"\\ud800"', b'"\\udc00\\ud800"', b'"\\u0000"', b'"\xff"', b'"\xc0\x80"', b'"\xed\xa0\x80"',
+    b'"\n"', b'"',
     b"\xef\xbb\xbf1", b"", b",", b"]", b"}", b"1,1", b"//", b"[" * _DEEP, b"[" * _DEEP + b"]" * _DEEP,
     b'{"a":' * _DEEP + b"1" + b"}" * _DEEP, b"[[]" + b",[]" * _MANY + b"]", b'{"a":1,"a":2}', b'{"\\u0061":1,"a":2}',
 )  # fmt: skip
 _SPLICES = (
     b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xc0\x80", b"\xed\xa0\x80", b"\xe2\x80\xae", b"\n", b"\r\n", b"\n\n", b" ",
-    b"\t", b"=", b".", b"~", b"..", b"\xd9\xa3", b"\xff" * 10, b"\x80" * 11, b"+", b"/", b'"', b"\\", b"{", b"[", b"A" * 300,
+    b"\t", b"=", b".", b"~", b"..", b"\xd9\xa3", b"\xff" * 10, b"\x80" * 11, b"+", b"/", b'"', b"\\", b"{", b"[",
+    b"A" * 300,
     b"\xe2\x80\x94 x AAAA\n",
 )  # fmt: skip
 _YAML = (
     "&a [*a]", "*a", "!!python/object:os.system x", "!x y", "<<: {a: 1}", "<<", "=", "? a", "? [a]", "{[a]: 1}",
-    "- - -", "[" * 500, "{a: " * 500, "0x" + "f" * 5_000, "0b" + "1" * 20_000, "0" + "7" * 6_000, "1" * 5_000, "1_000", "190:20",
+    "- - -", "[" * 500, "{a: " * 500, "0x" + "f" * 5_000, "0b" + "1" * 20_000, "0" + "7" * 6_000, "1" * 5_000,
+    "1_000", "190:20",
     ".nan", ".inf", "-.inf", "1e400", "2026-11-21", "2026-11-21T09:30:00Z", "NO", "yes", "~", "null", "true", "trueish",
     '"\\ud800"', '"\\x00"', '"\\U00110000"', '"\\xg"', "'", '"', "|", ">", "%YAML 1.3", "---", "...", "a: b: c", ":",
     "@", "`", "\t", "\x00", "\ufeff", "\x85", "\u2028", "é", "٣", "-1", "0", "1.5", "[]", "{}", "''", "x" * _LONG,
-    "host:0", "127.0.0.1:٣", "[::1]:1", "[::1%25x]:1", "postgresql://u@h:99999/n", "postgresql://[::1/n", "forbid (principal,",
+    "host:0", "127.0.0.1:٣", "[::1]:1", "[::1%25x]:1", "postgresql://u@h:99999/n",
+    "postgresql://[::1/n", "forbid (principal,",
 )  # fmt: skip
 
 

@@ -25,9 +25,8 @@ from random import Random
 from sqlalchemy import Engine, event
 
 from federation import merkle
-from federation.checkpoint import Checkpoint, origin_line
-from federation.entries import AgreementOffer, ErasedItem
-from federation.errors import DeniedError, EpochError, LocalError, NotFoundError, RemoteError, UnreachableError
+from federation.checkpoint import Checkpoint
+from federation.errors import DeniedError, LocalError, NotFoundError, RemoteError, UnreachableError
 from federation.feed import Ask, PageBytes
 from federation.keyring import Card
 from federation.model import NodeId
@@ -39,7 +38,7 @@ from node.peering import peers
 from node.sharing import retention
 from node.store import database
 from node.store.database import MEMORY, open_engine
-from tests.nodes import DE, FR, IN, Clock, ForgedFeed, World, agree, entry, history, make_world, terms_text
+from tests.nodes import DE, FR, IN, Clock, World, agree, make_world, terms_text
 
 PARTIES = (FR, DE, IN)
 WORDS = re.compile(rb"Word of ([A-Z]{2}-\d+) at (\d+): (plain|personal|exploit), kestrel")
@@ -177,6 +176,7 @@ class Trouble:
     pages: int | None = None  # after so many it is cut
     lose: int | None = None  # the reply to which pull is lost, after it was applied
     damage: Callable[[PageBytes], PageBytes] | None = None  # of the first page
+    meanwhile: bool = False  # another process of the receiver syncs while the first page is on its way
 
 
 class Line:
@@ -185,8 +185,10 @@ class Line:
     def __init__(self, run: "Run", receiver: NodeId, sender: Node, store: Store, trouble: Trouble) -> None:
         self.run, self.receiver, self.sender, self.store, self.trouble = run, receiver, sender, store, trouble
         self.pulls = 0
+        self.open: tuple[Ask, serving.Page] | None = None  # the last page, of which it is not known what became
 
     def pull(self, ask: Ask) -> PageBytes:
+        self.settle()
         self.pulls += 1
         if self.trouble.pages is not None and self.pulls > self.trouble.pages:
             raise UnreachableError("the line was cut")
@@ -195,6 +197,9 @@ class Line:
         with self._answered():
             page = serving.pull(self.sender, self._card(), ask, self.trouble.page)
         self._look_at(ask, page)
+        if self.trouble.meanwhile and self.pulls == 1:
+            with suppress(LocalError, RemoteError):
+                self.run.sync(self.receiver, self.sender.id)
         if self.pulls == self.trouble.lose:
             raise UnreachableError("the reply was lost")
         came = PageBytes(page.items, page.checkpoint, page.latest, page.receipt, page.epoch)
@@ -202,9 +207,7 @@ class Line:
 
     def checkpoint(self, origin: str, size: int) -> bytes:
         with self._answered():
-            note = serving.checkpoint_at(self.sender, self._card(), origin, size)
-        self.run.log.head(self.store, note)
-        return note
+            return serving.checkpoint_at(self.sender, self._card(), origin, size)
 
     def _card(self) -> Card:
         try:
@@ -224,13 +227,24 @@ class Line:
             raise UnreachableError("no answer") from e
 
     def _look_at(self, ask: Ask, page: serving.Page) -> None:
-        for note in filter(None, (page.checkpoint, page.latest)):
-            self.run.log.head(self.store, note)
-        for number, item in enumerate(page.items):
+        self.open = ask, page
+        for item in page.items:
             if isinstance(item, bytes):
-                if self.run.log.sent.setdefault((ask.origin, ask.cursor + number), item) != item:
-                    self.run.log.broken.append(f"I7: entry {number} of {ask.origin} went out in two forms")
                 self.run.look_at(item, self.sender, self.store, self.receiver)
+
+    def settle(self) -> None:
+        """What the receiver has kept counts as signed. Of what was lost on the way nobody will ever know."""
+        (ask, page), self.open = self.open or (None, None), None
+        if ask is None or page is None:
+            return
+        kept = self.run.stores[self.receiver].rows("SELECT head FROM in_feeds WHERE origin = ?", ask.origin)
+        if kept != [(page.checkpoint,)]:
+            return
+        for note in (page.checkpoint, page.latest):
+            self.run.log.head(self.store, note)
+        for number, item in enumerate(page.items, ask.cursor):
+            if isinstance(item, bytes):
+                self.run.log.sent[ask.origin, number] = item
 
 
 class Run:
@@ -258,7 +272,7 @@ class Run:
         self.allowed: dict[tuple[str, int, NodeId], set[str]] = defaultdict(set)
         self.retained: dict[tuple[str, int], datetime] = {}
         self.embargoes: dict[tuple[str, int], datetime] = {}
-        self.bad: list[tuple[str, int, NodeId]] = []  # entries that nobody may take: feed, number, receiver
+        self.bad: set[bytes] = set()  # leaf hashes of entries that nobody may take
         self.private: dict[NodeId, list[bytes]] = defaultdict(list)
         self.counts: Counter[str] = Counter()
 
@@ -333,7 +347,10 @@ class Run:
         at = self.chance.choice(self.copies(sender))
         line = Line(self, receiver, at, self.store_of(at), trouble or Trouble())
         self.counts["syncs"] += 1
-        report = sync.sync(self.world[receiver], sender, line)
+        try:
+            report = sync.sync(self.world[receiver], sender, line)
+        finally:
+            line.settle()
         self.counts["entries"] += report.entries
         return report
 
@@ -398,63 +415,6 @@ class Run:
         self.restart(name)
 
 
-def forged(run: Run, receiver: NodeId, sender: NodeId, lie: str) -> None:
-    """The sender tells another history than before. Raises what the receiver makes of it."""
-    node, held = run.world[sender], sync.load_state(run.world[receiver], sender)
-    items = history(node, receiver)
-    cursor = held.state.cursor
-    if cursor < 2 or held.state.origin != origin_line(sender, receiver, held.epoch):
-        return
-    if lie == "fork":
-        at = run.chance.randrange(cursor)
-        items[at] = entry(held.state.origin, at, AgreementOffer(b"rewritten"))
-    elif lie == "rollback":
-        items = items[: cursor - 1]
-    elif lie == "hidden":  # an entry that is there is said to be erased by the last one
-        items = [*items, ErasedItem(len(items), b"h" * 32, len(items) + 1)]
-    feed = ForgedFeed(node, receiver, items, latest_age_s=86_400 if lie == "stale" else 0)
-    feed.origin = held.state.origin
-    sync.sync(run.world[receiver], sender, feed)
-
-
-def damage(chance: Random) -> Callable[[PageBytes], PageBytes]:
-    """Something that a bad line does to a page."""
-
-    def flipped(data: bytes) -> bytes:
-        at = chance.randrange(len(data) * 8) if data else 0
-        return data[: at // 8] + bytes([data[at // 8] ^ (1 << at % 8)]) + data[at // 8 + 1 :] if data else data
-
-    def flip_item(page: PageBytes) -> PageBytes:
-        at = chance.randrange(len(page.items)) if page.items else 0
-        items = tuple(flipped(i) if n == at and isinstance(i, bytes) else i for n, i in enumerate(page.items))
-        return replace(page, items=items)
-
-    def reordered(page: PageBytes) -> PageBytes:
-        items = list(page.items)
-        chance.shuffle(items)
-        return replace(page, items=tuple(items))
-
-    ways: list[Callable[[PageBytes], PageBytes]] = [
-        flip_item,
-        reordered,
-        lambda page: replace(page, items=page.items[:-1]),
-        lambda page: replace(page, items=page.items[1:]),
-        lambda page: replace(page, items=page.items[:1] + page.items),
-        lambda page: replace(page, checkpoint=flipped(page.checkpoint)),
-        lambda page: replace(page, latest=flipped(page.latest)),
-        lambda page: replace(page, receipt=flipped(page.receipt)),
-        lambda page: replace(page, checkpoint=page.latest, latest=page.checkpoint),
-    ]
-    return chance.choice(ways)
-
-
 def pairs() -> list[tuple[NodeId, NodeId]]:
     """Receiver and sender, each with each."""
     return [(a, b) for a in PARTIES for b in PARTIES if a != b]
-
-
-@contextmanager
-def ends_well_or_not() -> Iterator[None]:
-    """For what may fail as nodes do."""
-    with suppress(LocalError, RemoteError, EpochError):
-        yield

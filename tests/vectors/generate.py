@@ -28,6 +28,7 @@ FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "v2/recalls.json": v2.recall_cases,
     "v2/grants.json": v2.grant_cases,
     "v2/statements.json": v2.statement_cases,
+    "v2/comparison.json": v2.comparison_cases,
     "v2/entries.json": v2.entry_cases,
     "v2/feed.json": v2.feed_cases,
 }

@@ -181,6 +181,60 @@ def statement_cases() -> dict[str, Any]:
     return _file(about, _documents("statement", statement.JWS_TYPE, _STATEMENT, m.DE, changes))
 
 
+def comparison_cases() -> dict[str, Any]:
+    """The kinds `seen` and `core`, which came after the others of version 2 were frozen."""
+    made = m.make()
+    payload, held = made.payload(), made.own.core
+    other = m.core(payload | {"iat": payload["iat"] + 1})
+    later = m.core(payload | {"jti": f"{m.FR}/FR-VECTOR-1/2"})
+    about = {"origin": m.FR, "name": "FR-VECTOR-1", "revision": 1}
+    one: JsonObject = {**about, "core": CORE.hex()}
+    seen: JsonObject = _STATEMENT | {"statement": "seen", "to": m.IN, "about": None, "body": {"cores": [one]}}
+    shown: JsonObject = _STATEMENT | {"statement": "core", "to": m.IN, "about": about, "body": {"core": other.decode()}}
+    changes: list[tuple[str, JsonObject, str]] = [
+        ("of nothing", {"body": {"cores": []}}, "ok"),
+        ("of 256", {"body": {"cores": [one] * 256}}, "ok"),
+        ("of 257", {"body": {"cores": [one] * 257}}, MALFORMED),
+        ("about an advisory", {"about": about}, MALFORMED),
+        ("of no list", {"body": {"cores": one}}, MALFORMED),
+        ("with a member more", {"body": {"cores": [one], "more": 1}}, MALFORMED),
+        ("of all revisions", {"body": {"cores": [one | {"revision": None}]}}, MALFORMED),
+        ("of revision 0", {"body": {"cores": [one | {"revision": 0}]}}, MALFORMED),
+        ("of revision true", {"body": {"cores": [one | {"revision": True}]}}, MALFORMED),
+        ("of a core that is no digest", {"body": {"cores": [one | {"core": "x"}]}}, MALFORMED),
+        ("of a digest in capitals", {"body": {"cores": [one | {"core": "AB" * 32}]}}, MALFORMED),
+        ("of a core without a name", {"body": {"cores": [one | {"name": ""}]}}, MALFORMED),
+        ("of a core with a member more", {"body": {"cores": [one | {"more": 1}]}}, MALFORMED),
+        ("which shows a core", shown, "ok"),
+        ("which shows a core in reply", shown | {"in_reply_to": CORE.hex()}, "ok"),
+        ("which shows what is no text", shown | {"body": {"core": 7}}, MALFORMED),
+        ("which shows two", shown | {"body": {"core": "x", "cores": []}}, MALFORMED),
+        ("which shows a core that is none: the statement holds", shown | {"body": {"core": "x"}}, "ok"),
+    ]
+    cores: list[tuple[str, JsonObject, bytes, str]] = [
+        ("another one that its origin signed", about, other, "EQUIVOCATION"),
+        ("the one that is held", about, held, "ok"),
+        ("of another revision", about, later, MALFORMED),
+        ("of another revision, under its own name", about | {"revision": 2}, later, "ok"),
+        ("of another advisory", about | {"name": "FR-VECTOR-2"}, other, MALFORMED),
+        ("of another origin", about | {"origin": m.DE}, other, MALFORMED),
+        ("that somebody else signed", about, m.core(payload, f"{m.DE} issue"), BAD),
+        ("by a key that nobody knows", about, m.core(payload, kid="0" * 16), "UNKNOWN_KEY"),
+        ("by a key that has ended", about, m.core(payload, f"{m.FR} old issue", kid=m.OLD_KEY.kid), "UNKNOWN_KEY"),
+        ("with one bit changed", about, other[:-2] + bytes([other[-2] ^ 1]) + other[-1:], BAD),
+        ("with disclosures", about, other + b"~", MALFORMED),
+        ("that is no core", about, b"x", MALFORMED),
+    ]
+    text = (
+        "Comparing cores: `cases` as in recalls.json, of the kinds `seen` and `core`. `cores`: what a receiver that"
+        " holds the core `held`, revision 1, says of `core` in a statement about `about`; `ok`: nothing comes of it."
+    )
+    return _file(text, _documents("list of cores that were seen", statement.JWS_TYPE, seen, m.DE, changes)) | {
+        "held": held.decode(),
+        "cores": [{"name": n, "about": a, "core": c.decode(), "expect": e} for n, a, c, e in cores],
+    }
+
+
 def card_cases() -> dict[str, Any]:
     old = m.CARDS[m.FR]
     roots = RootSet(2, tuple(m.public(f"{m.FR} new root {number}") for number in (1, 2, 3)))

@@ -5,15 +5,20 @@ from typing import Any
 
 import pytest
 
-from federation import feed, grant, keyring, merkle, recall, statement
+from federation import feed, grant, keyring, merkle, recall, sdjwt, statement
 from federation.checkpoint import Checkpoint, VerifierKey
 from federation.entries import Purge, RecallOrder, kind_of, read
-from federation.errors import UnconfirmedError
+from federation.errors import EquivocationError, MalformedError, UnconfirmedError
 from federation.model import Category, NodeId, Role, instant, node_id
 from tests.vectors.test_vectors import Case, judged, ring, vectors
 
 FOLDER = Path(__file__).parent / "v2"
-READERS: dict[str, Any] = {"recalls.json": recall.read, "grants.json": grant.read, "statements.json": statement.read}
+READERS: dict[str, Any] = {
+    "recalls.json": recall.read,
+    "grants.json": grant.read,
+    "statements.json": statement.read,
+    "comparison.json": statement.read,
+}
 
 
 def cases(name: str, part: str = "cases") -> list[Any]:
@@ -55,6 +60,23 @@ def test_uses_of_a_grant(case: Case) -> None:
             now=instant(case["at"]),
         ),
     )
+
+
+@pytest.mark.invariant("I5")
+@pytest.mark.parametrize("case", cases("comparison.json", "cores"))
+def test_cores_that_somebody_shows(case: Case) -> None:
+    file = vectors("comparison.json", FOLDER)
+    about, held = case["about"], sdjwt.read_header_and_payload(file["held"].encode())
+
+    def judge() -> None:  # as `node.sharing.comparing` does, which works on a node's own tables
+        core = sdjwt.read_header_and_payload(case["core"].encode())
+        if (core.iss, core.payload["jti"]) != (about["origin"], "{origin}/{name}/{revision}".format(**about)):
+            raise MalformedError("that of another revision")
+        sdjwt.verify(core, (), public_key=key_of(file)(node_id(core.iss), core.kid))
+        if core.payload["jti"] == held.payload["jti"] and core.core != held.core:
+            raise EquivocationError("two cores under one revision")
+
+    judged(case, judge)
 
 
 @pytest.mark.parametrize("case", cases("cards.json"))
