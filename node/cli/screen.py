@@ -132,7 +132,7 @@ def emit(data: object) -> None:
 def json_text(data: object, indent: int | None = None) -> str:
     """JSON of ASCII without controls: the same data, and a terminal shows it as it is."""
     separators = (",", ":") if indent is None else None
-    return json.dumps(data, indent=indent, separators=separators).replace("\x7f", "\\u007f")
+    return json.dumps(data, indent=indent, separators=separators)
 
 
 def plain(data: object) -> Any:

@@ -315,7 +315,7 @@ def _said(fr: Node, name: str, text: str) -> Iterator[Said]:
         yield _statement_of(fr, DE, kind, about, {"text": text * 20})
     yield _statement_of(fr, DE, "acknowledge", about, {})
     yield _statement_of(fr, DE, "future-kind", about, {text: text, "text": {text: [text]}})
-    refused = {"seq": 0, "leaf_hash": "00" * 32, "code": text, "rules": [text] * 40}
+    refused = {"seq": 0, "leaf_hash": "00" * 32, "code": text, "rules": [text] * 60}
     yield _statement_of(fr, DE, "refusal", about, {"feed": text, "entries": [refused, refused | {"seq": _EVERY}]})
     yield _statement_of(fr, DE, "core", about, {"core": text})
     yield _statement_of(fr, DE, "seen", None, {"cores": [{**about, "core": text}]})

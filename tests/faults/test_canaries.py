@@ -319,7 +319,7 @@ def test_what_a_peer_wrote_makes_no_row_of_a_table(scene: Scene) -> None:
     assert not shown(json.dumps(found["quarantine list"]))  # why something was set aside is told without its words
     refusal = next(str(said["statement"]) for said in found["statement list"][1] if said["kind"] == "refusal")
     (told,), _ = run_all(scene.home, [["statement", "show", refusal]], "pipe")
-    assert len(told[told.index("Entry") :].splitlines()) == 2 + 2  # entries, of forty rules each
+    assert len(told[told.index("Entry") :].splitlines()) == 2 + 2  # entries, of sixty rules each
 
 
 @pytest.mark.invariant("I7")

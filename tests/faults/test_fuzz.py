@@ -40,7 +40,8 @@ FOUND = {  # by the campaign, and mended
     "YAML in which a key begins with a truth value": ("pack", b"pack:\n  falsehood: 1\n"),
     "an integer in YAML too long to be written in a refusal": (
         "settings",
-        b"node: a.b\njurisdiction: FR\nadvertise: a:1\npoll_interval_s: 60\nlaw_packs: []\nlisten: 0x" + b"f" * 5_000,
+        b"node: cert.fr.example\njurisdiction: FR\nadvertise: a:1\npoll_interval_s: 60\nlaw_packs: []\nlisten: 0x"
+        + b"f" * 5_000,
     ),
 }
 
