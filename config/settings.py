@@ -16,6 +16,7 @@ from federation.yamltext import load, mapping
 
 FILE_NAME = "apostille.yaml"
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+_PORT = re.compile(r"[0-9]{1,5}")
 _MAX_POLL_S = 86_400
 _KNOWN = ("listen", "advertise", "poll_interval_s", "law_packs")
 _OPTIONAL = ("people", "database", "metrics", "log")
@@ -102,7 +103,7 @@ def write(settings: Settings) -> str:
 def address(value: object, where: str) -> str:
     """`value` as HOST:PORT, an IPv6 host in brackets. Raises UsageError."""
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not port.isdecimal() or not port.isascii() or not 0 <= int(port) < 1 << 16 or not _is_host(host):
+    if not _PORT.fullmatch(port) or not 0 <= int(port) < 1 << 16 or not _is_host(host):
         raise UsageError(f"{where}: {value!r} is not HOST:PORT, such as 192.0.2.7:7443 or [2001:db8::7]:7443")
     return f"{host}:{int(port)}"
 

@@ -9,7 +9,7 @@ import hashlib
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -20,6 +20,7 @@ from federation.model import NodeId
 
 LEAST_RSA_BITS = 3072  # NIST SP 800-57: 128 bits of security
 _NAME_BYTES = 16
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)  # what is said of foreign bytes
 _CLOCK_TOLERANCE = timedelta(hours=1)  # a new certificate works at peers whose clock is behind
 
 
@@ -65,7 +66,7 @@ def check_certificate(der: bytes, node: NodeId) -> None:
         constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         names = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension) as e:
+    except (*_UNREADABLE, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension) as e:
         raise MalformedError(f"tls certificate of {node}: not a self-signed leaf of version 3") from e
     if constraints.ca:  # (2)
         raise MalformedError(f"tls certificate of {node}: it may sign others (CA:TRUE)")
@@ -83,7 +84,7 @@ def public_key_of(certificate_der: bytes) -> bytes:
     """The DER SubjectPublicKeyInfo in a certificate: what is compared at each call. Raises MalformedError."""
     try:
         return _spki(x509.load_der_x509_certificate(certificate_der).public_key())
-    except ValueError as e:
+    except _UNREADABLE as e:
         raise MalformedError("not an X.509 certificate") from e
 
 
@@ -91,7 +92,7 @@ def public_key_of_pem(certificate_pem: bytes) -> bytes:
     """The same for a PEM certificate."""
     try:
         return _spki(x509.load_pem_x509_certificate(certificate_pem).public_key())
-    except ValueError as e:
+    except _UNREADABLE as e:
         raise MalformedError("not an X.509 certificate") from e
 
 

@@ -62,16 +62,6 @@ STEPS: tuple[str, ...] = (
 )
 STEPS += ("3.c.iii.1", "3.c.iii.3", "4", "5", "6")
 REFUSES = (ValueError, KeyError, TypeError, RecursionError, InvalidSignature)  # what `verify_sdjwt.main` takes for no
-LENIENT = {  # what the independent verifier takes although the RFC, or RFC 8259, refuses it
-    ("2.a", "kid None"),
-    ("2.a", "kid 1"),
-    ("2.a", "kid ['x']"),
-    ("2.a", "kid {}"),
-    *(("3.c.ii.1", repr(raw)) for raw in (b'{"0":"s","1":"a","2":1}', b'"abc"', b'["s","a",NaN]', b'["s","a",1e999]')),
-    *(("3.c.ii.1", repr(raw)) for raw in (b'["s","a","\\ud800"]', b'\xef\xbb\xbf["s","a",1]')),
-    *(("3.c.ii.1", repr(raw)) for raw in (b'[1,"a",1]', b'[null,"a",1]', b'["s",1,1]', b'["s",null,1]')),
-    *(("3.c.iii.1", repr(raw)) for raw in (b'"ab"', b"[1,1]", b"[null,1]")),
-}
 CANARY = "CANARY-of-a-token-that-was-refused"
 
 
@@ -128,7 +118,7 @@ def test_a_token_that_breaks_a_step_is_refused_by_its_name(case: Case) -> None:
     with pytest.raises(RemoteError) as caught:
         opened(core, token.shown)
     assert type(caught.value) is case.error, caught.value
-    if case.independent and (case.step, case.name) not in LENIENT:
+    if case.independent:
         with pytest.raises(REFUSES):
             verify_sdjwt.check(text_of(core, token.shown), token.origin.public.hex())
 

@@ -32,7 +32,13 @@ def unb64(text: str) -> bytes:
 
 
 def parse(text: str) -> Any:
-    return json.loads(unb64(text), object_pairs_hook=lambda p: dict(p) if len(dict(p)) == len(p) else refuse("twice"))
+    value = json.loads(
+        unb64(text).decode(),  # strictly UTF-8: json.loads would guess
+        object_pairs_hook=lambda p: dict(p) if len(dict(p)) == len(p) else refuse("twice"),
+        parse_constant=refuse,
+    )
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # nor overflows, nor halves of surrogate pairs
+    return value
 
 
 def refuse(reason: str) -> Any:
@@ -47,7 +53,8 @@ def reveal(value: Any, shown: dict[str, list[Any]], seen: set[str]) -> Any:
             refuse("a digest stands twice")
         seen.add(digest)
         found = [shown.pop(digest)] if digest in shown else []
-        return found if all(len(d) == parts for d in found) else refuse("a disclosure of the wrong shape")
+        fits = all(isinstance(d, list) and len(d) == parts and {str} == {*map(type, d[:-1])} for d in found)
+        return found if fits else refuse("a disclosure of the wrong shape")
 
     if isinstance(value, list):
         out = []
@@ -79,7 +86,7 @@ def check(text: str, key: str, card: str = "") -> Any:
     head, body, signature = core.split(".")
     header, payload = parse(head), parse(body)
     expected = {"alg": "Ed25519", "typ": "advisory+sd-jwt", "kid": header["kid"]}
-    if end or header != expected or payload.pop("_sd_alg") != "sha-256":
+    if end or header != expected or not isinstance(header["kid"], str) or payload.pop("_sd_alg") != "sha-256":
         refuse("not an advisory's header and digest algorithm, or not without key binding")
     card_key = (payload["iss"], header["kid"], payload["iat"])
     public = key_from_card(Path(card).read_bytes(), *card_key) if card else bytes.fromhex(key)

@@ -1,5 +1,6 @@
-"""How often a campaign runs: a few times with all tests, the full count where APOSTILLE_FULL is set (`make faults`). And
-what it needs of the machine: without that it is skipped and says so; CI has all of it."""
+"""How often a campaign runs: a few times with all tests, the full count where APOSTILLE_FULL is set (`make faults`).
+
+And what it needs of the machine: without that it is skipped and says so; CI has all of it."""
 
 import os
 import shutil

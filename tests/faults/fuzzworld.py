@@ -28,6 +28,7 @@ from federation.entries import (
 )
 from federation.entries import read as read_entry
 from federation.errors import ApostilleError, RemoteError
+from federation.keyring import Card
 from federation.model import Category, JsonObject, Role, Tlp, instant_text
 from federation.strictjson import encode
 from node.audit import proofs
@@ -308,8 +309,21 @@ def _next(held: agreements.Held) -> bytes:
 
 
 def _newer_card(node: Node, chance: Random) -> bytes:
-    """A newer card of a node with anything else changed."""
-    return mutants.json_text(replace(node.card, version=node.card.version + 1).payload(), chance)
+    """A newer card of a node, with a certificate that is nearly one, or with anything else changed."""
+    card = replace(node.card, version=node.card.version + 1)
+    if chance.random() < 0.5:
+        return mutants.json_text(card.payload(), chance)
+    return with_certificate(card, lambda der: mutants.der(der, chance)).payload()
+
+
+def with_certificate(card: Card, change: Callable[[bytes], bytes]) -> Card:
+    """The card with its TLS certificates changed, each under the id that it then has."""
+    changed = {key: change(key.public) for key in card.keys if key.role is Role.TLS}
+    keys = (
+        replace(key, public=changed[key], kid=keyring.key_id(Role.TLS, changed[key])) if key in changed else key
+        for key in card.keys
+    )
+    return replace(card, keys=tuple(keys))
 
 
 def good_entry(scene: Scene, name: str) -> bytes:

@@ -7,6 +7,7 @@ tells target and seed: `mutant(target, seed)` are its bytes again.
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -14,13 +15,25 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
+from federation.entries import NewCard
 from federation.errors import ApostilleError, MalformedError
 from node.store.database import read
 from node.store.tables import audit
 from tests.faults.campaign import count
 from tests.faults.fuzz import LIMIT_CPU_S, MEMORY_BYTES, TARGETS, HangError, Target, bounded, execute
-from tests.faults.fuzzworld import NAMES, Scene, fuzzed_entries, good_entry, make_scene, take_in, targets
-from tests.nodes import DE
+from tests.faults.fuzzworld import (
+    NAMES,
+    ORIGIN,
+    Scene,
+    fuzzed_entries,
+    good_entry,
+    make_scene,
+    sign_card,
+    take_in,
+    targets,
+    with_certificate,
+)
+from tests.nodes import DE, IN, entry
 
 FEW = {
     "terms": 150,
@@ -38,6 +51,11 @@ BATCHES, BATCH = count(10, 1_000), 10
 FOUND = {  # by the campaign, and mended
     "YAML took a text that begins with a truth value for one": ("terms", b"agreement: true story\n"),
     "YAML in which a key begins with a truth value": ("pack", b"pack:\n  falsehood: 1\n"),
+    "a port of thousands of digits": (
+        "settings",
+        b'node: cert.fr.example\njurisdiction: FR\nlisten: "127.0.0.1:' + b"1" * 5_000 + b'"\nadvertise: a:1\n'
+        b"poll_interval_s: 60\nlaw_packs: []\n",
+    ),
     "an integer in YAML too long to be written in a refusal": (
         "settings",
         b"node: cert.fr.example\njurisdiction: FR\nadvertise: a:1\npoll_interval_s: 60\nlaw_packs: []\nlisten: 0x"
@@ -131,6 +149,25 @@ def test_a_feed_goes_on_whatever_entries_are_in_it(scene: Scene) -> None:
         outcomes.update(outcome for _, outcome, _ in told)
     assert outcomes["quarantined"] > BATCHES, f"{seed=}"
     print(f"{outcomes.total()} fuzzed entries in a feed: {dict(outcomes)}; {BATCHES} honest ones arrived; {seed=}")
+
+
+CERTIFICATES = {  # bytes of one that the parser of certificates refuses by exceptions of its own
+    "of a version that there is not": (bytes.fromhex("a003020102"), bytes.fromhex("a003020105")),
+    "of a curve that it does not know": (bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030102")),
+    "of a kind of key that it does not know": (bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d0209")),
+}
+
+
+@pytest.mark.invariant("I10")
+@pytest.mark.parametrize("name", CERTIFICATES)
+def test_a_card_with_a_certificate_that_cannot_be_read_is_set_aside_and_the_feed_goes_on(
+    scene: Scene, name: str
+) -> None:
+    node = scene.world[IN]
+    card = with_certificate(replace(node.card, version=9), lambda der: der.replace(*CERTIFICATES[name]))
+    body = NewCard(sign_card(node, card.payload()))
+    assert take_in(scene, [entry(ORIGIN, len(scene.told), body)])[0][1:] == ("quarantined", "MALFORMED")
+    assert take_in(scene, [good_entry(scene, f"AFTER-{name}")])[0][1] == "admitted"
 
 
 def _audited(scene: Scene) -> Counter[str]:
