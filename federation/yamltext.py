@@ -48,6 +48,14 @@ _StrictLoader.yaml_implicit_resolvers = {
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|false)\Z"), ["t", "f"])
 
 
+def _text(loader: _StrictLoader, node: yaml.ScalarNode) -> str:
+    """Text that can be written in UTF-8: an escape may name half of a surrogate pair."""
+    text = str(loader.construct_scalar(node))
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise yaml.MarkedYAMLError(None, None, "a character that is none: half of a surrogate pair", node.start_mark)
+    return text
+
+
 def _integer(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
     """A number that a text of ours can show: Python writes no integer of thousands of digits, though it reads them in
     hexadecimal."""
@@ -57,6 +65,7 @@ def _integer(loader: _StrictLoader, node: yaml.ScalarNode) -> Any:
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _integer)
+_StrictLoader.add_constructor("tag:yaml.org,2002:str", _text)
 
 
 def load(text: str, where: str) -> Any:

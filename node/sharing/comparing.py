@@ -10,11 +10,11 @@ that nobody gets more for a guess. It takes no memory: of two with different cor
 
 import hashlib
 from collections.abc import Collection, Mapping
+from datetime import datetime
 
 from sqlalchemy import Connection, select
 
 from federation import handling, sdjwt, statement
-from federation.agreement import Agreement
 from federation.entries import Delivery
 from federation.errors import KeyringError, MalformedError
 from federation.inbound import Advisory, Receiver
@@ -40,7 +40,8 @@ def tell(node: Node, tx: Connection, came: Collection[Advisory], peer: NodeId, r
         listed = [
             Seen(Subject(a.origin, a.name, a.revision), a.core_digest).write()
             for a in came
-            if card.node != peer and _may_have(card.node, a.origin, a.handling, a.terms.agreement_digest, receiver)
+            if card.node != peer
+            and _may_have(card.node, a.origin, a.handling, a.terms.agreement_digest, receiver, node.clock())
         ]
         for start in range(0, len(listed), MAX_SEEN):
             body = {"cores": listed[start : start + MAX_SEEN]}
@@ -84,16 +85,26 @@ def take_core(node: Node, tx: Connection, said: Statement, receiver: Receiver) -
         _show(node, tx, said.author, about, said.digest, receiver)
 
 
-def _may_have(peer: NodeId, origin: NodeId, allowed: Handling, agreement_digest: bytes, receiver: Receiver) -> bool:
-    """Whether a peer may know that this advisory came here."""
-    if peer == origin or (allowed.recipients is not None and peer not in allowed.recipients):
+def _may_have(
+    peer: NodeId, origin: NodeId, allowed: Handling, agreement_digest: bytes, receiver: Receiver, now: datetime
+) -> bool:
+    """Whether a peer may know that this advisory came here.
+
+    (1) it is among the recipients, if the origin names any; (2) its country is among the places of storage, if they are
+    limited; (3) it is a party of the agreement under which the advisory came, and so is the origin; or (4) of any one
+    with us, for what is widely shared and under no embargo.
+    """
+    country = receiver.keyring.card(peer).jurisdiction
+    under, both = receiver.agreements.get(agreement_digest), {receiver.me, peer}
+    if peer == origin or (allowed.recipients is not None and peer not in allowed.recipients):  # (1)
         return False
-    in_force: Mapping[bytes, Agreement] = receiver.agreements
-    both = {receiver.me, peer}
-    if allowed.tlp in _WIDE and any(both <= set(agreement.parties) for agreement in in_force.values()):
-        return True
-    under = in_force.get(agreement_digest)
-    return under is not None and {*both, origin} <= set(under.parties)
+    if allowed.storage is not None and country not in allowed.storage:  # (2)
+        return False
+    if under is not None and {*both, origin} <= set(under.parties):  # (3)
+        return under.storage is None or country in under.storage  # (2)
+    if allowed.tlp not in _WIDE or (allowed.embargo_until is not None and now < allowed.embargo_until):
+        return False
+    return any(both <= set(agreement.parties) for agreement in receiver.agreements.values())  # (4)
 
 
 def _suspect(node: Node, tx: Connection, author: NodeId, about: Subject) -> None:
@@ -111,7 +122,7 @@ def _show(
         allowed = handling.read(sdjwt.read_header_and_payload(core).payload["handling"])
         if len(core) > _MAX_CORE_BYTES or _was_shown(node, tx, peer, about):
             return
-        if _may_have(peer, about.origin, allowed, delivery.terms.agreement_digest, receiver):
+        if _may_have(peer, about.origin, allowed, delivery.terms.agreement_digest, receiver, node.clock()):
             statements.make(
                 node,
                 tx,

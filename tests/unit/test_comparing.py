@@ -7,6 +7,7 @@ showing each other the cores.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from sqlalchemy import select
 
 from federation import entries, statement
 from federation.entries import Delivery, Said
-from federation.model import NodeId, Presentation, Role
+from federation.model import NodeId, Presentation, Role, instant_text
 from federation.statement import Kind, Seen, Statement, Subject
 from node.desk import inbox
 from node.desk.inbox import InboxState
 from node.exchange import sync
+from node.peering import agreements
 from node.records import alarms, incidents
 from node.records.alarms import Alarm
 from node.sharing import releases, statements
@@ -115,9 +117,9 @@ def say(world: World, author: NodeId, recipient: NodeId, kind: Kind, body: dict[
     world.sync(recipient, author)
 
 
-def claim(world: World, digest: bytes, about: Subject = A) -> None:
-    """DE tells IN that it has seen a core of that digest."""
-    say(world, DE, IN, Kind.SEEN, {"cores": [Seen(about, digest).write()]})
+def claim(world: World, digest: bytes, about: Subject = A, *, by: NodeId = DE, to: NodeId = IN) -> None:
+    """One tells the other that it has seen a core of that digest."""
+    say(world, by, to, Kind.SEEN, {"cores": [Seen(about, digest).write()]})
 
 
 def codes(world: World, at: NodeId) -> list[str]:
@@ -240,8 +242,6 @@ def test_a_core_that_its_origin_did_not_sign_for_that_revision_proves_nothing(
 def bilateral(world: World) -> None:
     """FR has agreed with each of the two; they have agreed on something else."""
     fr, de, india = (world[name] for name in (FR, DE, IN))
-    from node.peering import agreements
-
     for number, (one, other) in enumerate(((fr, de), (fr, india), (de, india))):
         text = terms_text(world, agreement=f"pair-{number}", parties=f"[{one.id}, {other.id}]")
         held = agreements.propose(one, text, "agreement.yaml")
@@ -282,3 +282,30 @@ def test_what_was_seen_is_not_passed_on(world: World, kind: Kind) -> None:
     world.sync(IN, DE)
     assert codes(world, IN) == ["NOT_ADMITTED"]
     assert len(history(world[IN], FR)) == before
+
+
+@pytest.mark.invariant("I4")
+@pytest.mark.parametrize("tlp", ["AMBER", "GREEN"])
+def test_whose_country_may_not_store_it_is_not_told_of_it(world: World, tlp: str) -> None:
+    agree(world)
+    before = len(history(world[DE], IN))
+    release(world, tlp, storage=["DE", "FR"])
+    world.clock.move(minutes=1)
+    world.sync(DE, FR)
+    assert state(world, DE) is InboxState.CURRENT  # sanity
+    claim(world, bytes(32), by=IN, to=DE)
+    assert cores_shown(world, DE) == []
+    assert len(history(world[DE], IN)) == before
+
+
+@pytest.mark.invariant("I11")
+def test_what_is_under_embargo_is_not_told_beyond_those_who_agreed_on_it(world: World) -> None:
+    bilateral(world)
+    before = len(history(world[DE], IN))
+    release(world, "GREEN", embargo_until=instant_text(world.clock().replace(microsecond=0) + timedelta(days=9)))
+    world.clock.move(minutes=1)
+    world.sync(DE, FR)
+    assert state(world, DE) is InboxState.CURRENT  # sanity
+    claim(world, bytes(32), by=IN, to=DE)
+    assert cores_shown(world, DE) == []
+    assert len(history(world[DE], IN)) == before
