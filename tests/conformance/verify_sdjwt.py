@@ -45,7 +45,7 @@ def refuse(reason: str) -> Any:
     raise ValueError(reason)
 
 
-def reveal(value: Any, shown: dict[str, list[Any]], seen: set[str]) -> Any:
+def reveal(value: Any, shown: dict[str, Any], seen: set[str]) -> Any:
     """RFC 9901 7.1 step 3: `value` with its digests replaced; disclosures that were used leave `shown`."""
 
     def take(digest: str, parts: int) -> list[list[Any]]:
