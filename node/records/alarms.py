@@ -54,7 +54,7 @@ ADVICE: Final[Mapping[Alarm, str]] = {
     Alarm.SUSPECTED_FORK: _EVIDENCE,
     Alarm.STALE: "see whether it and the way to it work: apostille status",
     Alarm.EQUIVOCATION: _EVIDENCE,
-    Alarm.SUSPECTED_EQUIVOCATION: "compare core digests by voice if it shows none: apostille inbox show",
+    Alarm.SUSPECTED_EQUIVOCATION: "compare core digests by voice if it shows none: apostille inbox show ID --json",
     Alarm.QUARANTINE: "see what was set aside: apostille quarantine list",
     Alarm.RESTORED: "see what was lost: apostille peer epoch list",
     Alarm.EPOCH: "two people accept it, or ask that peer: apostille peer epoch accept",
