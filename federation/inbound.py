@@ -117,14 +117,14 @@ def open_delivery(delivery: Delivery, receiver: Receiver, now: datetime) -> Open
     now; (3) signature and every disclosure (RFC 9901 7.1).
     Raises MalformedError, UnknownOriginError, KeyringError or SignatureError.
     """
-    core = _read_core(delivery.presentation)  # (1)
+    core = read_core(delivery.presentation)  # (1)
     origin = node_id(core.iss)
     key = receiver.keyring.key(origin, Role.ISSUE, core.kid, now)  # (2)
     verified = sdjwt.verify(core, delivery.presentation.disclosures, public_key=key)  # (3)
     return Opened(origin, hashlib.sha256(core.core).digest(), verified, delivery.terms, delivery.grant)
 
 
-def _read_core(presentation: Presentation) -> sdjwt.UnverifiedCore:
+def read_core(presentation: Presentation) -> sdjwt.UnverifiedCore:
     """The core, unverified. Raises MalformedError, and TooLargeError for one of so many values, or disclosures of so
     many, that they would take many times their size in memory."""
     if len(presentation.core) + sum(map(len, presentation.disclosures)) > UNCOUNTED_BYTES:
@@ -294,7 +294,7 @@ def _lets_store(agreement: Agreement, receiver: Receiver, sender: NodeId, now: d
 def _is_own(delivery: Delivery, sender: NodeId) -> bool:
     """Whether a core names its sender as the origin; so does one that nobody can read."""
     try:
-        return _read_core(delivery.presentation).iss == sender
+        return read_core(delivery.presentation).iss == sender
     except RemoteError:
         return True
 

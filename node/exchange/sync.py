@@ -337,7 +337,7 @@ def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, hel
         return _Judged(entry, Disposition.REFUSED, code=e.code, detail=str(e), keep=False)
     except RemoteError as e:
         keep = not isinstance(body, Delivery) or may_keep_evidence(body, receiver, peer, now)
-        keep = keep and not recalls.is_barred_unverified(tx, entry.data or b"")
+        keep = keep and not recalls.may_be_barred(tx, peer, entry.data or b"")
         return _Judged(entry, Disposition.QUARANTINED, code=e.code, detail=str(e), keep=keep)
     except LocalError as e:  # a card that does not follow, a message for which there is no place here
         return _Judged(entry, Disposition.QUARANTINED, code=MalformedError.code, detail=str(e))

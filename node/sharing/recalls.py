@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from federation import entries, recall, sdjwt
+from federation import entries, recall
 from federation.entries import Delivery, Purge, RecallOrder, Withdrawal
 from federation.errors import HeldError, NotFoundError, RecalledError, RemoteError, UsageError
-from federation.inbound import Advisory
+from federation.inbound import Advisory, read_core
 from federation.keyring import Card, Keyring, unverified
 from federation.model import JsonObject, NodeId, Onward, Role
 from federation.recall import Reason, Recall
@@ -114,17 +114,15 @@ def check_not_barred(tx: Connection, advisory: Advisory) -> None:
         raise RecalledError(f"{advisory.origin} has recalled revision {advisory.revision} of it")
 
 
-def is_barred_unverified(tx: Connection, data: bytes) -> bool:
-    """Whether an entry that did not hold says of itself that it is a revision which its origin has recalled: then it
-    may well hold what that said, and is no evidence that is kept."""
-    origin, _, rest = (_jti(data) or "").partition("/")
-    name, _, revision = rest.rpartition("/")
+def may_be_barred(tx: Connection, origin: NodeId, data: bytes) -> bool:
+    """Whether an entry that did not hold may repeat what `origin`, who delivered it, has recalled: it says that it is
+    such a revision, or nobody can read what it is. Then it is no evidence that is kept."""
     orders = tx.execute(
-        select(recalls_table.c.revisions).where(
-            recalls_table.c.origin == origin, recalls_table.c.name == storable(name)
-        )
-    ).scalars()
-    return any(revision == str(recalled) for revisions in orders for recalled in revisions)
+        select(recalls_table.c.name, recalls_table.c.revisions).where(recalls_table.c.origin == origin)
+    ).all()
+    said = _jti(data) if orders else None
+    barred = {f"{origin}/{order.name}/{revision}" for order in orders for revision in order.revisions}
+    return bool(orders) and (said is None or storable(said) in barred)
 
 
 def receive(node: Node, tx: Connection, document: bytes, peer: NodeId, keyring: Keyring) -> None:
@@ -313,7 +311,7 @@ def _jti(data: bytes) -> str | None:
         body = entries.read(data).body
         if not isinstance(body, Delivery):
             return None
-        jti = sdjwt.read_header_and_payload(body.presentation.core).payload.get("jti")
+        jti = read_core(body.presentation).payload.get("jti")
     except RemoteError:
         return None
     return jti if isinstance(jti, str) else None
