@@ -26,6 +26,7 @@ from node.records import incidents
 from node.store.database import read, storable, write
 from node.store.tables import in_entries, inbox, inbox_terms
 
+_FILE: Final = insert(inbox).returning(inbox.c.id)
 _UNTITLED = "(no title disclosed)"
 _DIGITS: Final = 9  # of a number that fits the column
 _AT_ONCE: Final = 100  # documents in memory
@@ -130,7 +131,8 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, feed: int, seq: int, 
     held = inbox.c.state.not_in(_OUT)
     same_revision = inbox.c.revision == advisory.revision
     others = {row.core_digest for row in seen if row.revision == advisory.revision}
-    others |= incidents.cores(tx, advisory.origin, _about(advisory.name, advisory.revision))  # by others, to others
+    if others:  # whoever shows another core shows it to one that holds the revision
+        others |= incidents.cores(tx, advisory.origin, _about(advisory.name, advisory.revision))
     others -= {advisory.core_digest}
     settled = _settled(tx, advisory) if others else incidents.Settled()
     state = InboxState.CURRENT
@@ -141,28 +143,25 @@ def file(tx: Connection, advisory: Advisory, peer: NodeId, feed: int, seq: int, 
         tx.execute(update(inbox).where(same_name, same_revision, held).values(state=state))
     elif any(_comes_first(row, advisory, peer) for row in seen):
         state = InboxState.SUPERSEDED
-    else:
+    elif any(row.state == InboxState.CURRENT for row in seen):
         older = inbox.c.state == InboxState.CURRENT
         tx.execute(update(inbox).where(same_name, older).values(state=InboxState.SUPERSEDED))
-    item = tx.execute(
-        insert(inbox)
-        .values(
-            peer=peer,
-            feed=feed,
-            seq=seq,
-            origin=advisory.origin,
-            name=storable(advisory.name),
-            revision=advisory.revision,
-            core_digest=advisory.core_digest,
-            title=_title(advisory),
-            tlp=advisory.handling.tlp,
-            issued_at=advisory.issued_at,
-            retain_until=advisory.terms.retain_until,
-            state=state,
-            received_at=now,
-        )
-        .returning(inbox.c.id)
-    ).scalar_one()
+    filed = {
+        "peer": peer,
+        "feed": feed,
+        "seq": seq,
+        "origin": advisory.origin,
+        "name": storable(advisory.name),
+        "revision": advisory.revision,
+        "core_digest": advisory.core_digest,
+        "title": _title(advisory),
+        "tlp": advisory.handling.tlp,
+        "issued_at": advisory.issued_at,
+        "retain_until": advisory.terms.retain_until,
+        "state": state,
+        "received_at": now,
+    }
+    item = tx.execute(_FILE, filed).scalar_one()
     search.index(tx, item, advisory.csaf, advisory.ai)
     return state
 

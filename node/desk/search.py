@@ -14,7 +14,7 @@ from datetime import datetime
 from itertools import takewhile
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, true
+from sqlalchemy import ColumnElement, Connection, and_, exists, insert, true
 
 from federation.errors import UsageError
 from federation.model import JsonObject, NodeId, Tlp
@@ -67,8 +67,8 @@ class _Room:
 
 
 def index(tx: Connection, item: int, csaf: JsonObject, ai: JsonObject | None) -> None:
-    """Notes what an item can be found by: of a document and its AI part, as they were disclosed."""
-    tx.execute(delete(inbox_terms).where(inbox_terms.c.inbox == item))
+    """Notes what an item can be found by, of which nothing is noted yet: of a document and its AI part, as they were
+    disclosed."""
     rows = [
         {"inbox": item, "kind": kind, "number": number, "value": value}
         for kind, values in (("cve", _cves(csaf)), ("product", _products(csaf)), ("text", (_text(csaf, ai),)))

@@ -345,18 +345,17 @@ def _judge(node: Node, tx: Connection, entry: PageEntry, receiver: Receiver, hel
 
 def _store(node: Node, tx: Connection, peer: NodeId, held: Held, judged: _Judged) -> None:
     entry, now = judged.entry, node.clock()
-    tx.execute(
-        insert(in_entries).values(
-            feed=held.id,
-            seq=entry.seq,
-            leaf_hash=entry.leaf_hash,
-            data=entry.data if judged.keep else None,
-            outcome=judged.outcome,
-            code=judged.code,
-            detail=judged.detail,
-            received_at=now,
-        )
-    )
+    stored = {
+        "feed": held.id,
+        "seq": entry.seq,
+        "leaf_hash": entry.leaf_hash,
+        "data": entry.data if judged.keep else None,
+        "outcome": judged.outcome,
+        "code": judged.code,
+        "detail": judged.detail,
+        "received_at": now,
+    }
+    tx.execute(insert(in_entries), stored)
     raise_faults(tx, judged.faults, now)
     if judged.admitted is not None:
         advisory = judged.admitted.advisory

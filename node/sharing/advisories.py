@@ -244,10 +244,9 @@ def can_be_verified(node: Node, own: OwnAdvisory) -> bool:
     return kid == _PREVIEW or any(k.role is Role.ISSUE and k.kid == kid and k.valid_at(now) for k in node.card.keys)
 
 
-def by_key(node: Node, tx: Connection, key: int) -> OwnAdvisory:
-    """An issued advisory by its local row, for checks at serving."""
-    row = tx.execute(select(advisories.c.core, advisories.c.disclosures).where(advisories.c.id == key)).one()
-    return outbound.reopen(row.core, unpack(row.disclosures), node.labels)
+def reopened(node: Node, core: bytes, disclosures: bytes) -> OwnAdvisory:
+    """An issued advisory, as it is stored, for checks at serving."""
+    return outbound.reopen(core, unpack(disclosures), node.labels)
 
 
 def issued_keys(tx: Connection, name: str, revision: int | None = None) -> tuple[int, ...]:
@@ -257,13 +256,9 @@ def issued_keys(tx: Connection, name: str, revision: int | None = None) -> tuple
     return tuple(tx.execute(query if revision is None else query.where(advisories.c.revision == revision)).scalars())
 
 
-def is_recalled_from(tx: Connection, key: int, peer: NodeId) -> bool:
-    """Whether a recall of an issued advisory, named by its local row, is one that `peer` has to follow."""
-    query = (
-        select(advisories.c.id)
-        .join(recall_holders, recall_holders.c.recall == advisories.c.recall)
-        .where(advisories.c.id == key, recall_holders.c.node == peer)
-    )
+def has_to_follow(tx: Connection, recall: bytes, peer: NodeId) -> bool:
+    """Whether `peer` has to follow a recall, named by its digest."""
+    query = select(recall_holders.c.node).where(recall_holders.c.recall == recall, recall_holders.c.node == peer)
     return tx.execute(query).first() is not None
 
 

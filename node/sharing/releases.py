@@ -32,6 +32,7 @@ from node.records.ledger import Act
 from node.sharing import advisories, erasures, relays, statements
 from node.sharing.advisories import State, Summary
 from node.store.database import read, record, scrub, write
+from node.store.tables import advisories as own_advisories
 from node.store.tables import ledger, out_entries
 
 _GAIN = {Form.FULL: 2, Form.GENERALISED: 1, Form.WITHHELD: 0}
@@ -43,9 +44,19 @@ _KEY_IS_OVER: Final = (
 )
 _NO_LONGER_PERMITTED = "no-longer-permitted"
 _BY_HAND = "withdrawn-by-hand"
-_DELIVERED: Final = (  # entries whose bytes stand, each with its row of the ledger
-    select(out_entries.c.seq, out_entries.c.advisory, out_entries.c.inbox, out_entries.c.data, ledger.c.record)
+_DELIVERED: Final = (  # entries whose bytes stand, with their rows of the ledger and of what they were made from
+    select(
+        out_entries.c.seq,
+        out_entries.c.advisory,
+        out_entries.c.inbox,
+        out_entries.c.data,
+        ledger.c.record,
+        own_advisories.c.core,
+        own_advisories.c.disclosures,
+        own_advisories.c.recall,
+    )
     .join(ledger, (ledger.c.feed == out_entries.c.feed) & (ledger.c.seq == out_entries.c.seq))
+    .outerjoin(own_advisories, own_advisories.c.id == out_entries.c.advisory)
     .where(ledger.c.kind == Act.RELEASE, out_entries.c.data.is_not(None))
 )
 
@@ -331,9 +342,9 @@ def _still_permitted(
             return False
         decision = again
     else:
-        if advisories.is_recalled_from(tx, row.advisory, card.node):
+        if row.recall is not None and advisories.has_to_follow(tx, row.recall, card.node):
             return False
-        own = advisories.by_key(node, tx, row.advisory)
+        own = advisories.reopened(node, row.core, row.disclosures)
         decision = decide(
             own.elements,
             own.handling,

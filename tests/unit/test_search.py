@@ -153,14 +153,20 @@ def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @given(csaf=st.dictionaries(st.text(max_size=8), _JSON, max_size=5), ai=st.none() | st.dictionaries(st.text(), _JSON))
 def test_every_word_of_any_document_finds_it(one: tuple[Node, int], csaf: JsonObject, ai: JsonObject | None) -> None:
     node, number = one
-    with write(node.engine) as tx:
-        search.index(tx, number, csaf, ai)
+    note(node, number, csaf, ai)
     for word in {word for string in strings((csaf, ai)) for word in string.split()}:
         for spelling in (word, word.upper(), unicodedata.normalize("NFKD", word)):
             if search.fold(spelling) == search.fold(word):  # a capital letter may be two letters elsewhere
                 assert len(inbox.items(node, Query(text=spelling))) == 1, ascii(word)
     if not any(_NO_WORD in unicodedata.normalize("NFKC", string) for string in strings((csaf, ai))):
         assert inbox.items(node, Query(text=_NO_WORD)) == ()
+
+
+def note(node: Node, number: int, csaf: JsonObject, ai: JsonObject | None = None) -> None:
+    """One document in place of the one before."""
+    with write(node.engine) as tx:
+        tx.execute(delete(inbox_terms))
+        search.index(tx, number, csaf, ai)
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -176,8 +182,7 @@ def test_documents_of_any_shape_are_noted_without_a_fault(one: tuple[Node, int],
     node, number = one
     parts = ("branches", "full_product_names", "relationships", "product", "full_product_name")
     for csaf in ({"vulnerabilities": odd, "product_tree": odd}, *({"product_tree": {part: odd}} for part in parts)):
-        with write(node.engine) as tx:
-            search.index(tx, number, csaf, None)
+        note(node, number, csaf)
     assert found(node) == ["A"]
 
 
@@ -187,8 +192,7 @@ def test_the_terms_of_one_item_are_bounded(one: tuple[Node, int]) -> None:
     products = [{"name": f"product {n:07} {'x' * 3000}", "product_id": str(n)} for n in range(600)]
     cves = [{"cve": f"CVE-2026-{n:019}"} for n in range(60_000)]
     csaf = {"a": words, "product_tree": {"full_product_names": products}, "vulnerabilities": cves}
-    with write(node.engine) as tx:
-        search.index(tx, number, csaf, None)
+    note(node, number, csaf)
     with read(node.engine) as tx:
         rows = tx.execute(select(inbox_terms.c.kind, inbox_terms.c.value)).all()
     for kind in ("cve", "product", "text"):
