@@ -31,8 +31,8 @@ from tests.nodes import (
     FR,
     IN,
     PEOPLE,
-    Clock,
     World,
+    clock_of,
     document,
     history,
     import_document,
@@ -73,7 +73,7 @@ def make_chain(
         name: make_node(folder, name, {**COUNTRY_OF, KE: "KE"}[name], packs=packs, database=databases.get(name))
         for name in names
     }
-    clock = Clock(max(node.card.issued_at for node in made.values()) + timedelta(minutes=1))
+    clock = clock_of(made.values())
     nodes = {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}
     for node in nodes.values():
         for other in nodes.values():

@@ -8,7 +8,7 @@ gRPC. `LyingLink` stands between receiver and an honest sender and may rewrite w
 import atexit
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -137,6 +137,13 @@ class World:
             node.engine.dispose()
 
 
+def clock_of(nodes: Iterable[Node]) -> Clock:
+    """A clock for new nodes: no card is of its future, and processes beside it, which may go by the real one, are at
+    most a minute behind."""
+    youngest = max(node.card.issued_at for node in nodes)
+    return Clock(max(youngest + timedelta(minutes=1), main.utc_now().replace(microsecond=0)))
+
+
 def make_world(
     folder: Path,
     *names: NodeId,
@@ -148,9 +155,7 @@ def make_world(
         name: make_node(folder, name, COUNTRY_OF[name], packs=packs, database=databases.get(name))
         for name in names or (FR, DE)
     }
-    youngest = max(node.card.issued_at for node in made.values())
-    now = main.utc_now().replace(microsecond=0)  # processes beside it may go by the real clock
-    clock = Clock(max(youngest + timedelta(minutes=1), now))
+    clock = clock_of(made.values())
     world = World(
         {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}, clock, packs
     )
