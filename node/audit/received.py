@@ -1,8 +1,8 @@
 """Are the feeds that came in what their senders signed, and is the inbox what was filed from them?
 
-Leaf hashes are kept for ever, so the tree of every feed is built again and compared with the signed heads, whatever was
-erased since. `detail` and `received_at` of an entry are this node's own notes: nobody signed them, and only where an
-inbox item repeats the time can it be compared. Reading only.
+The tree of every feed is built again (`node.audit.walk`) and compared with the signed heads, whatever was erased since.
+`detail` and `received_at` of an entry are this node's own notes: nobody signed them, and only where an inbox item
+repeats the time can it be compared. Reading only.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ from federation.checkpoint import Checkpoint, VerifierKey, open_cosignature
 from federation.entries import Delivery, Purge, RecallOrder, Withdrawal
 from federation.errors import RemoteError
 from federation.feed import signed_head
-from federation.merkle import EMPTY, RightEdge
 from federation.model import NodeId, Role
 from federation.vouching import Cards
 from node.audit.holdings import AT_ONCE, Finding, as_written, guarded, in_order, instant_of, told
+from node.audit.walk import Walk
 from node.desk.inbox import Disposition, InboxState
 from node.store.database import storable
 from node.store.tables import in_entries, in_feeds, inbox
@@ -36,17 +36,11 @@ _CODES: Final = frozenset(
 )
 
 
-@dataclass(slots=True)
-class _Walk:
-    """A feed as far as it was read: its tree, what was erased in it, and what later entries name as erased.
+@dataclass(slots=True, kw_only=True)
+class _Walk(Walk):
+    """With what was erased in it, and what later entries name as erased."""
 
-    `size` counts its entries, those that are missing too; then it is not `whole`, and the tree is not known any more.
-    """
-
-    origin: str
-    size: int = 0
-    whole: bool = True
-    edge: RightEdge = EMPTY
+    called: str = "received entry"
     erased: set[int] = field(default_factory=set)
     named: set[int] = field(default_factory=set)
 
@@ -54,37 +48,16 @@ class _Walk:
 def check(tx: Connection, cards: Cards, advance: Callable[[], None]) -> Iterator[Finding]:
     """Everything that came in; `advance` is called for each entry."""
     for number, origin in tx.execute(select(in_feeds.c.id, in_feeds.c.origin).order_by(in_feeds.c.id)).all():
-        yield from guarded(f"feed {origin}", _feed(tx, number, _Walk(origin), cards, advance))
+        yield from guarded(f"feed {origin}", _feed(tx, number, _Walk(origin=origin), cards, advance))
     yield from guarded("received entries", _strays(tx))
 
 
 def _feed(tx: Connection, number: int, walk: _Walk, cards: Cards, advance: Callable[[], None]) -> Iterator[Finding]:
-    for seq, entry, item in _entries(tx, number):
-        advance()
-        if type(seq) is not int:
-            yield Finding(f"feed {walk.origin}", "an entry in it has no number")
-            continue
-        if seq != walk.size:
-            yield Finding(f"received entry {walk.size} of {walk.origin}", "it is not here")
-            walk.whole = False
-        walk.size = seq + 1
-        place = f"received entry {seq} of {walk.origin}"
-        if entry is None:
-            yield Finding(place, "it cannot be read")
-            walk.whole = False
-            continue
-        yield from told(place, _entry(entry, item, walk))
-        yield from told(place, _grow(entry, walk))
+    def look(place: str, entry: Any, item: Any) -> Iterator[Finding]:
+        return told(place, _entry(entry, item, walk))
+
+    yield from walk.along(_entries(tx, number), advance, look)
     yield from told(f"feed {walk.origin}", _heads(tx, number, walk, cards))
-
-
-def _grow(entry: Any, walk: _Walk) -> Iterator[str]:
-    """The tree with the entry in it; where its leaf hash is none, the tree ends."""
-    whole, walk.whole = walk.whole, False
-    if whole:
-        walk.edge = walk.edge.append(entry.leaf_hash)
-        walk.whole = True
-    yield from ()
 
 
 def _entries(tx: Connection, feed: int) -> Iterator[tuple[Any, Any, Any]]:

@@ -37,11 +37,11 @@ from federation import assertion, entries, merkle, proof, recall
 from federation.base64url import from_b64url
 from federation.checkpoint import Checkpoint
 from federation.entries import Erasing, Kind, Purge, RecallOrder, Withdrawal
-from federation.merkle import EMPTY, RightEdge
 from federation.model import JsonObject, NodeId, Role, instant_text
 from federation.vouching import Cards
 from node.audit import holdings, received
 from node.audit.holdings import AT_ONCE, Finding, as_written, guarded, in_order, instant_of, row_or, told
+from node.audit.walk import Walk
 from node.home.context import Node
 from node.records import ledger as book
 from node.records.ledger import Act
@@ -61,19 +61,13 @@ class Report:
     findings: tuple[Finding, ...]
 
 
-@dataclass(slots=True)
-class _Walk:
-    """A feed to a peer as far as it was read: its tree, and which entry is said to have erased which.
-
-    `size` counts its entries, those that are missing too; then it is not `whole`, and the tree is not known any more.
-    """
+@dataclass(slots=True, kw_only=True)
+class _Walk(Walk):
+    """A feed to a peer, with which entry is said to have erased which, and the receipt that reaches farthest."""
 
     id: int
     peer: NodeId
-    origin: str
-    size: int = 0
-    whole: bool = True
-    edge: RightEdge = EMPTY
+    called: str = "entry"
     erased: dict[int, int] = field(default_factory=dict)
     receipt: bytes = b""
     receipt_size: int = 0
@@ -157,7 +151,7 @@ def _row(row: Any, before: bytes, origins: Mapping[int, str]) -> Iterator[str]:
 def _sent(node: Node, tx: Connection, cards: Cards, advance: Callable[[], None]) -> Iterator[Finding]:
     """(3) and (4)"""
     for row in tx.execute(select(out_feeds.c.id, out_feeds.c.peer, out_feeds.c.origin).order_by(out_feeds.c.id)).all():
-        walk = _Walk(row.id, NodeId(row.peer), row.origin)
+        walk = _Walk(id=row.id, peer=NodeId(row.peer), origin=row.origin)
         yield from guarded(f"feed {row.origin}", _feed(node, tx, walk, cards, advance))
     known = select(out_feeds.c.id)
     for seq in tx.execute(select(out_entries.c.seq).where(out_entries.c.feed.not_in(known))).scalars():
@@ -165,27 +159,14 @@ def _sent(node: Node, tx: Connection, cards: Cards, advance: Callable[[], None])
 
 
 def _feed(node: Node, tx: Connection, walk: _Walk, cards: Cards, advance: Callable[[], None]) -> Iterator[Finding]:
-    """Each entry by itself, whatever is wrong with those before it."""
-    for seq, entry, told_of in _entries(tx, walk.id):
-        advance()
-        if type(seq) is not int:
-            yield Finding(f"feed {walk.origin}", "an entry in it has no number")
-            continue
-        if seq != walk.size:
-            yield Finding(f"entry {walk.size} of {walk.origin}", "it is not here")
-            walk.whole = False
-        walk.size = seq + 1
-        place = f"entry {seq} of {walk.origin}"
-        if entry is None:
-            yield Finding(place, "it cannot be read")
-            walk.whole = False
-            continue
-        yield from told(place, _grow(entry, walk))
+    def look(place: str, entry: Any, told_of: list[Any]) -> Iterator[Finding]:
         yield from told(place, _entry(entry, walk))
         yield from told(place, _accounted(node, tx, entry, told_of, walk))
         for given in told_of:
             if given.kind == Act.RECEIPT:
                 yield from told(f"ledger row {given.id}", _receipt(given.record, entry, walk, cards))
+
+    yield from walk.along(_entries(tx, walk.id), advance, look)
     yield from told(f"feed {walk.origin}", _end(tx, walk, cards))
 
 
@@ -200,15 +181,6 @@ def _entries(tx: Connection, feed: int) -> Iterator[tuple[Any, Any, list[Any]]]:
             if row is not None:
                 found.setdefault(row.seq, []).append(row)
         yield from ((seq, row, found.get(seq, [])) for seq, row in page)
-
-
-def _grow(entry: Any, walk: _Walk) -> Iterator[str]:
-    """The tree with the entry in it; where its leaf hash is none, the tree ends."""
-    whole, walk.whole = walk.whole, False
-    if whole:
-        walk.edge = walk.edge.append(entry.leaf_hash)
-        walk.whole = True
-    yield from ()
 
 
 def _root(entry: Any, walk: _Walk) -> bytes:
