@@ -189,7 +189,7 @@ def refused(tx: Connection, feed: OutFeed, seq: int) -> bool:
     """Whether the peer said that it did not take that entry of our feed to it.
 
     A refusal names no feed outside of its document, so those are read that came since the entry was released, the first
-    of them: where a peer sends more, the entry counts as taken, and is not sent again.
+    of them: where a peer sends more, or the clock was put back since, the entry counts as taken, and is not sent again.
     """
     released_at = select(func.min(ledger.c.at)).where(ledger.c.feed == feed.id, ledger.c.seq == seq).scalar_subquery()
     rows = tx.execute(
