@@ -11,6 +11,7 @@ the bytes, TARGET-crash-DIGEST.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from tests.faults.fuzz import TARGETS, Target, bounded, execute
 from tests.faults.fuzzworld import NAMES, make_scene, targets
 
 _SAID = ("Done", "INFO: Seed")
+_RUNS = re.compile(r"^Done (\d+) runs", re.MULTILINE)
 _TAIL = 6_000  # characters that tell what was found
 
 
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"no such target: {', '.join(unknown)}")
     if options.alone:
         return _alone(options.targets[0], options)
-    failed = 0
+    failed = executions = 0
     for name in options.targets or every:
         given = [f"--{key}={getattr(options, key)}" for key in ("executions", "seconds", "seed")]
         given += [f"--corpus={options.corpus}"] if options.corpus else []
@@ -52,10 +54,12 @@ def main(arguments: Sequence[str]) -> int:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
         said = "; ".join(line for line in done.stderr.splitlines() if line.startswith(_SAID))
         verdict = "nothing found" if done.returncode == 0 else "FOUND"
+        executions += sum(int(number) for number in _RUNS.findall(done.stderr))
         print(f"{name:<12} {verdict} in {time.monotonic() - began:.0f} s; {said}", flush=True)
         if done.returncode:
             failed = 1
             print(f"{done.stdout}{done.stderr}"[-_TAIL:], flush=True)
+    print(f"{executions} executions", flush=True)
     return failed
 
 
