@@ -72,6 +72,8 @@ _CALL = (
     ("te", "trailers"),
 )
 _FIELD = b"\x10\1x\x7f\x00" + b"b" * 127  # of a header, in HPACK: x, never indexed
+_KEPT = b"\x40\1x\x7f\xbd\x1d" + b"b" * 3_900  # the same, in the table: from now on it is one byte
+_AGAIN = b"\xbe"
 # The honest peer measures faster than it may call; and what ends a connection does so within a test.
 _UNMETERED = "from node.rpc import quota; quota.CALL_BURST = quota.CALLS_PER_SECOND = 10 ** 6"
 _SHORT_LIVES = """
@@ -246,6 +248,11 @@ FLOODS: dict[str, Callable[[], bytes]] = {
     "empty data": empty_data,
     "empty continuation": lambda: headers(1, _encoder()) + ContinuationFrame(1).serialize() * EMPTY,
     "continuation": lambda: headers(1, _encoder()) + ContinuationFrame(1, _FIELD).serialize() * EMPTY,
+    "a gigabyte of headers in 300 kB": lambda: (
+        headers(1, _encoder())
+        + ContinuationFrame(1, _KEPT).serialize()
+        + ContinuationFrame(1, _AGAIN * 15_000).serialize() * 20
+    ),
 }
 
 

@@ -120,6 +120,16 @@ def bomb(call: Call) -> bytes:
     return b"\x12" + b"\x80\x80\x80\x20" + bytes(BOMB_BYTES)
 
 
+def with_metadata(call: Call) -> bytes:
+    call.context.send_initial_metadata((("x-bin", bytes(4 << 20)),))
+    return call.honest()
+
+
+def with_trailers(call: Call) -> bytes:
+    call.context.set_trailing_metadata(tuple((f"x-{number}", "x" * 8_000) for number in range(500)))
+    return call.honest()
+
+
 ANSWERS: dict[str, tuple[Script, str]] = {
     "millions of empty items": (full_of(b"\x0a\x00"), "TOO_LARGE"),
     "a million empty entries": (full_of(b"\x0a\x02\x0a\x00"), "TOO_LARGE"),
@@ -128,6 +138,8 @@ ANSWERS: dict[str, tuple[Script, str]] = {
     "one item of the largest size": (full_of(b"x" * MAX_MESSAGE_BYTES), "MALFORMED"),
     "over the largest size": (lambda _: bytes(2 * MAX_MESSAGE_BYTES), "DENIED"),
     "a compression bomb": (bomb, "DENIED"),
+    "megabytes of metadata": (with_metadata, "DENIED"),
+    "megabytes of trailers": (with_trailers, "DENIED"),
 }
 
 
@@ -263,6 +275,10 @@ REQUESTS: dict[str, tuple[Callable[[Prey], object], str]] = {
     "over the largest size": (lambda prey: prey.call("Pull", bytes(10 << 20)), "RESOURCE_EXHAUSTED"),
     "a compression bomb": (lambda prey: prey.call("Pull", bytes(BOMB_BYTES), gzip=True), "RESOURCE_EXHAUSTED"),
     "unknown fields": (lambda prey: prey.call("Pull", b"\x78\x01" * 130_000), "INVALID_ARGUMENT"),
+    "megabytes of metadata": (
+        lambda prey: prey.call("Pull", NOTICE, metadata=[("x", "x" * (4 << 20))]),
+        "RESOURCE_EXHAUSTED",
+    ),
     "a note without end": (lambda prey: prey.call("Pull", NOTE_WITHOUT_END), "INVALID_ARGUMENT"),
 }
 
