@@ -5,13 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS := protos/exchange/v1/exchange.proto
 RUN := env -u PYTHONDONTWRITEBYTECODE
-ON_EVERY_CORE := --numprocesses auto --dist loadfile --no-loadscope-reorder
-# Campaigns that do not fit into a quarter of an hour beside everything else: `make campaigns`
-LONG := $(foreach name,bits certificates clocks disk floods fuzz liar_history liar_pages liar_sizes liar_terms network \
-	power simulation steps two_servers,tests/faults/test_$(name).py)
+# One more than there are cores: many tests wait for what their processes do
+ON_EVERY_CORE = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test campaigns check lint type layers protos protos-current compiled defences faults mutants bench clean
+.PHONY: help demo test check lint type layers protos protos-current compiled defences faults mutants bench clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -19,11 +17,8 @@ help: ## what there is
 demo: $(VENV)/installed ## three national nodes share a dozen advisories
 	@$(BIN)/apostille demo
 
-test: $(VENV)/installed-dev compiled ## all tests but the long campaigns, on every core
-	@$(RUN) $(BIN)/python -m pytest $(ON_EVERY_CORE) $(addprefix --ignore=,$(LONG))
-
-campaigns: $(VENV)/installed-dev compiled ## the long fault campaigns, with their short counts (five minutes)
-	@$(RUN) $(BIN)/python -m pytest $(ON_EVERY_CORE) $(LONG)
+test: $(VENV)/installed-dev compiled ## all tests, on every core
+	@$(RUN) $(BIN)/python -m pytest $(ON_EVERY_CORE)
 
 check: $(VENV)/installed-dev lint type layers protos-current test ## exactly what CI runs
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import jsonpath
 import pytest
 from nacl.pwhash import argon2id
 
@@ -36,9 +37,11 @@ def corpora() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _the_same_is_computed_once() -> Iterator[None]:
-    """Passwords that are slow to stretch, and the table of labels: values of their arguments and nothing else."""
+    """Passwords that are slow to stretch, the table of labels, and the queries that the validator of CSAF makes of the
+    same texts for each document: values of their arguments and nothing else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argon2id, "kdf", cache(argon2id.kdf))
+        patch.setattr(jsonpath.DEFAULT_ENV, "compile", cache(jsonpath.DEFAULT_ENV.compile))
         patch.setattr("node.main.load_labels", cache(labels.load))
         yield
 

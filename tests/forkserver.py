@@ -2,8 +2,8 @@
 
 It never ran a command, started no thread and used no gRPC, so that what it forks is like a process that has just
 imported everything itself: its own streams, folder, environment and user ids, arguments in `sys.argv`, code run as
-`__main__`, and an end by the interpreter's own rules. What this leaves out is the start of the interpreter, and that
-modules are imported in the order of use.
+`__main__`, and an end by the interpreter's own rules. What this leaves out is the start of the interpreter, that
+modules are imported in the order of use, and that the validator of CSAF reads its own queries anew for each document.
 
 PYTHON is what these processes find in `sys.executable`: a program that asks for a process here (`tests/forkclient.py`).
 LISTENING is the number of an open socket. Each connection asks for one process, with a line of JSON and its three
@@ -13,6 +13,7 @@ the server's own stdin ends all of them.
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import io
@@ -63,6 +64,8 @@ def import_all() -> None:
     for name in _SOON:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
+    queries = importlib.import_module("jsonpath").DEFAULT_ENV
+    queries.compile = functools.cache(queries.compile)
 
 
 def serve(listening: socket.socket) -> Wanted:

@@ -35,7 +35,7 @@ from tests.nodes import (
     terms_for,
 )
 
-RUNS = count(120, 10_000)
+RUNS = count(200, 10_000)
 MOST_ACTS = count(10, 40)
 TELLS = 20
 
