@@ -32,11 +32,13 @@ from tests.nodes import (
     IN,
     PEOPLE,
     World,
+    begin,
     clock_of,
     document,
     history,
     import_document,
     make_node,
+    remembered,
     terms_text,
 )
 
@@ -75,32 +77,48 @@ def make_chain(
     }
     clock = clock_of(made.values())
     nodes = {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}
-    for node in nodes.values():
-        for other in nodes.values():
-            if other is not node:
-                peers.enrol(node, other.card_bytes, direct={node.id, other.id} in map(set, links))
-    return Chain(nodes, clock, links=links)
+    chain = Chain(nodes, clock, links=links)
+
+    def enrol() -> None:
+        for node in nodes.values():
+            for other in nodes.values():
+                if other is not node:
+                    peers.enrol(node, other.card_bytes, direct={node.id, other.id} in map(set, links))
+
+    if any(databases.values()):
+        enrol()
+    else:
+        begin(chain, packs, links)
+        remembered(chain, "enrol", enrol)
+    return chain
 
 
 def join(chain: Chain, one: NodeId, other: NodeId, **changed: Any) -> Held:
     """An agreement in force between two neighbours: everything, both ways; members replaced by `changed`."""
-    text = terms_text(
-        chain, **{"agreement": f"{one.split('.')[1]}-{other.split('.')[1]}", "parties": f"[{one}, {other}]", **changed}
-    )
-    held = agreements.propose(chain[one], text, "agreement.yaml")
-    chain.sync(other, one)
-    agreements.countersign(chain[other], held.agreement.digest.hex())
-    chain.sync(one, other)
-    return agreements.find(chain[one], held.agreement.digest.hex())
+    name = f"{one.split('.')[1]}-{other.split('.')[1]}"
+    terms = {"agreement": name, "parties": f"[{one}, {other}]", **changed}
+
+    def sign() -> None:
+        held = agreements.propose(chain[one], terms_text(chain, **terms), "agreement.yaml")
+        chain.sync(other, one)
+        agreements.countersign(chain[other], held.agreement.digest.hex())
+        chain.sync(one, other)
+
+    remembered(chain, f"join {terms}", sign)
+    return agreements.find(chain[one], terms["agreement"])
 
 
 def send(
     chain: Chain, name: str = NAME, *, handling: Mapping[str, Any] | None = None, labels: Any = None, **more: Any
 ) -> int:
     """FR releases a document to DE, who takes it in; returns its number in the inbox of DE."""
-    import_document(chain[FR], document(name, **more), handling=handling, labels=labels)
-    releases.release(chain[FR], name, (DE,))
-    chain.sync(DE, FR)
+
+    def exchange() -> None:
+        import_document(chain[FR], document(name, **more), handling=handling, labels=labels)
+        releases.release(chain[FR], name, (DE,))
+        chain.sync(DE, FR)
+
+    remembered(chain, f"send {name} {handling} {labels} {more}", exchange)
     return next(item.id for item in inbox.items(chain[DE], every_state=True) if item.name == name)
 
 

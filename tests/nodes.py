@@ -7,8 +7,10 @@ gRPC. `LyingLink` stands between receiver and an honest sender and may rewrite w
 
 import atexit
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -105,12 +107,15 @@ def _moved(node: Node, where: str) -> Node:
 
 @dataclass(slots=True)
 class World:
-    """Nodes that have enrolled each other, under one clock. `new`: what tells whether anything has happened since."""
+    """Nodes that have enrolled each other, under one clock.
+
+    `past` is what was done since they were made, as long as nothing was done but by `remembered`, which `seen` tells.
+    """
 
     nodes: dict[NodeId, Node]
     clock: Clock
-    packs: tuple[str, ...] = ()
-    new: object = None
+    past: tuple[object, ...] = ()
+    seen: object = None
 
     def __getitem__(self, name: NodeId) -> Node:
         return self.nodes[name]
@@ -156,16 +161,71 @@ def make_world(
         for name in names or (FR, DE)
     }
     clock = clock_of(made.values())
-    world = World(
-        {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}, clock, packs
-    )
-    for node in world.nodes.values():
-        for other in world.nodes.values():
-            if other is not node:
-                peers.enrol(node, other.card_bytes)
-    if not any(databases.values()):
-        world.new = _happened(world)
+    nodes = {name: replace(node, clock=clock, actor="alice", people=PEOPLE) for name, node in made.items()}
+    world = World(nodes, clock)
+
+    def enrol() -> None:
+        for node in world.nodes.values():
+            for other in world.nodes.values():
+                if other is not node:
+                    peers.enrol(node, other.card_bytes)
+
+    if any(databases.values()):
+        enrol()
+    else:
+        begin(world, packs)
+        remembered(world, "enrol", enrol)
     return world
+
+
+_REMEMBERED: dict[tuple[object, ...], dict[NodeId, tuple[Path, bytes]]] = {}
+
+
+def begin(world: World, *made_of: object) -> None:
+    """Notes that nothing was done yet in a world whose nodes have files for databases."""
+    world.past = (tuple(world.nodes), *made_of)
+    world.seen = _happened(world)
+
+
+def remembered(world: World, step: str, do: Callable[[], None]) -> None:
+    """Does a step that is slow. `step` says all that it depends on besides those before it.
+
+    Where only such steps were done in a world, and one in which the same was done is remembered, its databases are
+    exchanged for those of that one.
+    """
+    if world.seen is None or world.seen != _happened(world):
+        world.seen = None
+        do()
+        return
+    world.past = (*world.past, step)
+    if world.past in _REMEMBERED:
+        _take(world, _REMEMBERED[world.past])
+    else:
+        do()
+        _REMEMBERED[world.past] = _kept(world)
+    world.seen = _happened(world)
+
+
+def _kept(world: World) -> dict[NodeId, tuple[Path, bytes]]:
+    """Copies of the databases, and the start of each node."""
+    folder = Path(tempfile.mkdtemp(prefix="apostille-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, node in world.nodes.items():
+        with (
+            closing(sqlite3.connect(node.home / main.DATABASE_FILE)) as file,
+            closing(sqlite3.connect(folder / name)) as copy,
+        ):
+            file.backup(copy)
+    return {name: (folder / name, node.start) for name, node in world.nodes.items()}
+
+
+def _take(world: World, kept: Mapping[NodeId, tuple[Path, bytes]]) -> None:
+    for name, (database, start) in kept.items():
+        node = world[name]
+        node.engine.dispose()
+        shutil.copyfile(database, node.home / main.DATABASE_FILE)
+        with write(node.engine) as tx:
+            tx.execute(update(out_feeds).where(out_feeds.c.shown_to == start).values(shown_to=node.start))
 
 
 def _happened(world: World) -> object:
@@ -203,38 +263,27 @@ def terms_text(world: World, **changed: Any) -> str:
     return "\n".join(f"{name}: {value}" for name, value in members.items())
 
 
-def agree(world: World, text: str | None = None) -> Held:
+def agree(world: World, text: str | None = None, **changed: Any) -> Held:
     """An agreement in force among all nodes: proposed by the first, signed by each, carried by the feeds.
 
-    In a new world, and with the usual terms, its databases are exchanged for those of one in which it was done before.
+    It says `text`, or else what `terms_text` makes of `changed`.
     """
-    if text is None and world.new is not None and world.new == _happened(world):
-        for name, (database, start) in _agreed(tuple(world.nodes), world.packs).items():
-            node = world[name]
-            node.engine.dispose()
-            shutil.copyfile(database, node.home / main.DATABASE_FILE)
-            with write(node.engine) as tx:
-                tx.execute(update(out_feeds).where(out_feeds.c.shown_to == start).values(shown_to=node.start))
-        return agreements.find(next(iter(world.nodes.values())), AGREEMENT)
     first, *others = world.nodes.values()
-    held = agreements.propose(first, text or terms_text(world), "agreement.yaml")
-    world.sync_all()
-    for node in others:
-        agreements.countersign(node, held.agreement.digest.hex())
-    world.sync_all(2)
-    return agreements.find(first, held.agreement.digest.hex())
+    reference = str(changed.get("agreement", AGREEMENT))
 
+    def sign() -> None:
+        nonlocal reference
+        reference = agreements.propose(first, text or terms_text(world, **changed), "a.yaml").agreement.digest.hex()
+        world.sync_all()
+        for node in others:
+            agreements.countersign(node, reference)
+        world.sync_all(2)
 
-@cache
-def _agreed(names: tuple[NodeId, ...], packs: tuple[str, ...]) -> dict[NodeId, tuple[Path, bytes]]:
-    """The databases of nodes that have agreed, and the start of each of them; the exchange that it takes is slow."""
-    folder = Path(tempfile.mkdtemp(prefix="apostille-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    world = make_world(folder, *names, packs=packs)
-    world.new = None
-    agree(world)
-    world.close()
-    return {name: (node.home / main.DATABASE_FILE, node.start) for name, node in world.nodes.items()}
+    if text is None:
+        remembered(world, f"agree {changed}", sign)
+    else:
+        sign()
+    return agreements.find(first, reference)
 
 
 def document(

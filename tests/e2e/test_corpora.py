@@ -36,7 +36,7 @@ from node.store.database import read
 from node.store.tables import in_entries, metadata
 from tests.commands import Running
 from tests.e2e.net import Net, until
-from tests.nodes import DE, EVERYTHING, FR, IN, World, agree, make_world, terms_text
+from tests.nodes import DE, EVERYTHING, FR, IN, World, agree, make_world
 
 pytestmark = pytest.mark.corpora
 
@@ -82,7 +82,7 @@ def exchanged(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     source, invalid = _judged(corpora / "csaf-real")
     with ExitStack() as ends:
         world = make_world(folder, FR, DE, IN)
-        agree(world, terms_text(world, grants=GRANTS.format(all=ALL_OF_IT, less=NO_PERSONAL_OR_EXPLOIT)))
+        agree(world, grants=GRANTS.format(all=ALL_OF_IT, less=NO_PERSONAL_OR_EXPLOIT))
         # from here on the real clock, which the command line uses too
         real = World({name: main.open_node(node.home) for name, node in world.nodes.items()}, world.clock)
         ends.callback(real.close)

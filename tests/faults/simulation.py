@@ -38,7 +38,7 @@ from node.peering import peers
 from node.sharing import retention
 from node.store import database
 from node.store.database import MEMORY, open_engine
-from tests.nodes import DE, FR, IN, Clock, World, agree, make_world, terms_text
+from tests.nodes import DE, FR, IN, Clock, World, agree, make_world
 
 PARTIES = (FR, DE, IN)
 WORDS = re.compile(rb"Word of ([A-Z]{2}-\d+) at (\d+): (plain|personal|exploit), kestrel")
@@ -106,7 +106,7 @@ class Ground:
     def __init__(self, folder: Path) -> None:
         self.world = make_world(folder, *PARTIES, packs=("eu-gdpr",), databases=dict.fromkeys(PARTIES, MEMORY))
         self.world.clock.now += _BEFORE
-        self.agreement = agree(self.world, terms_text(self.world, onward="peers")).agreement.digest
+        self.agreement = agree(self.world, onward="peers").agreement.digest
         self.now = self.world.clock.now
         self.stores: dict[str, Store] = {name: Store(node.engine) for name, node in self.world.nodes.items()}
         self.stores[_SPARE] = Store(open_engine(MEMORY))

@@ -106,7 +106,7 @@ def clocks(tmp_path: Path) -> Iterator[Clocks]:
 def three(tmp_path: Path) -> Iterator[Clocks]:
     """FR, DE and IN, under an agreement that lets DE pass on to IN."""
     world = make_world(tmp_path, FR, DE, IN)
-    agree(world, terms_text(world, onward="peers"))
+    agree(world, onward="peers")
     yield Clocks(world)
     world.close()
 
@@ -423,7 +423,7 @@ def test_a_node_whose_machine_has_a_clock_that_is_two_months_wrong_says_so(tmp_p
     with make_net(tmp_path, FR, DE) as net:
         settle(net, FR, DE)
         world = net.world
-        agree(world, terms_text(world))
+        agree(world)
         release(world, "A")
         fr, de = (world[name].home for name in (FR, DE))
         import_document(world[DE], document("D"))

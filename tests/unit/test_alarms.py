@@ -154,7 +154,7 @@ def test_an_agreement_that_ends_is_told_until_it_is_renewed(world: World, fr: No
     world.clock.now = held.agreement.valid_until + timedelta(days=1)
     look(fr, starting=True)
     assert ("AGREEMENT_ENDING", "exchange-2026 version 1") in raised(fr)  # that it has ended is not that it is over
-    agree(world, terms_text(world, version=2, previous=f'"{held.agreement.digest.hex()}"'))
+    agree(world, version=2, previous=f'"{held.agreement.digest.hex()}"')
     look(fr, starting=True)
     assert [subject for kind, subject in raised(fr) if kind == "AGREEMENT_ENDING"] == []
     assert {a.acked_by for a in alarms.all_alarms(fr, every=True) if a.kind is Alarm.AGREEMENT_ENDING} == {OVER}

@@ -45,7 +45,6 @@ from tests.nodes import (
     import_document,
     make_world,
     release,
-    terms_text,
 )
 
 CANARY = b"What the canary knows"
@@ -304,7 +303,7 @@ def test_settings_and_database_of_two_nodes_are_no_backup(world: World, tmp_path
 
 def test_retention_that_has_ended_since_is_applied(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    agree(world, terms_text(world, retention_days="15"))
+    agree(world, retention_days="15")
     with_canary(world, FR, "A")
     world.sync(DE, FR)
     saved = save(world[DE], tmp_path / "b.tar")

@@ -193,7 +193,7 @@ def test_error_texts_do_not_carry_what_a_peer_wrote(world: World) -> None:
 
 @pytest.mark.invariant("I11")
 def test_an_entry_whose_retention_ended_before_delivery_is_withdrawn_in_place_of_sent(world: World) -> None:
-    agree(world, terms_text(world, retention_days=2))
+    agree(world, retention_days=2)
     fr = world[FR]
     releases.release(fr, import_document(fr, document("X", title="CANARY-RETENTION")), (DE,))
     world.clock.move(days=3)

@@ -266,7 +266,7 @@ def test_a_sender_takes_back_its_own_delivery_and_nothing_else(world: World) -> 
 @pytest.mark.invariant("I11")
 def test_once_retention_is_over_nothing_shows_the_content(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    agree(world, terms_text(world, retention_days=10))
+    agree(world, retention_days=10)
     release(world, "A")
     world.sync(DE, FR)
     assert inbox.content(world[DE], "A").csaf["document"]["title"] == "Title of A"

@@ -42,7 +42,6 @@ from tests.nodes import (
     make_world,
     rows,
     terms_for,
-    terms_text,
 )
 from tests.recalling import BYTES, SECRET, forbidding, make_old
 
@@ -53,7 +52,7 @@ DAYS = 10
 def world(tmp_path: Path) -> Iterator[World]:
     """FR and DE, who may keep what they get for ten days."""
     made = make_world(tmp_path)
-    agree(made, terms_text(made, retention_days=DAYS))
+    agree(made, retention_days=DAYS)
     yield made
     made.close()
 

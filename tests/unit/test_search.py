@@ -25,7 +25,7 @@ from node.store.database import read, write
 from node.store.tables import inbox as inbox_table
 from node.store.tables import inbox_terms
 from tests.contract.stores import MEMORY, POSTGRESQL, new_database
-from tests.nodes import DE, FR, IN, World, agree, document, files_hold, import_document, make_world, terms_text
+from tests.nodes import DE, FR, IN, World, agree, document, files_hold, import_document, make_world
 
 WITHHELD_SHARE = "\n  - {id: all, tlp: [GREEN, AMBER], share: {identification: full, technical: full, product: full}}"
 TREE = {
@@ -231,7 +231,7 @@ def test_a_question_that_nothing_can_answer_is_refused_with_a_sentence(
 @pytest.mark.invariant("I2")
 def test_what_was_withheld_is_never_found(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    agree(world, terms_text(world, grants=WITHHELD_SHARE))
+    agree(world, grants=WITHHELD_SHARE)
     labels = {"/csaf/document/notes/1": "exploit"}
     notes = ("What everybody may know: teapot.", "How to do it: xylophone.")
     releases.release(world[FR], import_document(world[FR], document("A", notes=notes), labels=labels))
