@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import rfc8785
@@ -40,6 +42,7 @@ JWS_TYPE = "agreement+jws"
 _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?")
 _SAFEGUARD = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_REMEMBERED = 128  # agreements
 MAX_RETENTION_DAYS = 36_500  # a century; keeps the date arithmetic of retention inside datetime's range
 
 E = TypeVar("E", bound=StrEnum)
@@ -100,8 +103,9 @@ def from_yaml(text: str, where: str) -> Agreement:
         raise UsageError(f"{where}: {e}") from e
 
 
+@lru_cache(_REMEMBERED)
 def from_canonical(payload: bytes) -> Agreement:
-    """The agreement in bytes that were signed.
+    """The agreement in bytes that were signed; kept, since a node reads the same few for every page.
 
     Raises MalformedError if they are not the canonical form of valid terms.
     """
@@ -259,7 +263,7 @@ def _grant(value: object, parties: tuple[NodeId, ...], where: str) -> Grant:
         tiers=frozenset(
             _several(data.get("tiers", [Tier.STANDARD]), lambda v: _enum(Tier, v, f"{where}: tiers"), f"{where}: tiers")
         ),
-        share=share,
+        share=MappingProxyType(share),
     )
 
 

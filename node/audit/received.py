@@ -14,14 +14,14 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, select
 
 from federation import entries, errors, handling, merkle, sdjwt
-from federation.checkpoint import Checkpoint, VerifierKey, open_cosignature
+from federation.checkpoint import Checkpoint, VerifierKey, parse_origin_line
 from federation.entries import Delivery, Purge, RecallOrder, Withdrawal
 from federation.errors import RemoteError
 from federation.feed import signed_head
 from federation.model import NodeId, Role
 from federation.vouching import Cards
 from node.audit.holdings import AT_ONCE, Finding, as_written, guarded, in_order, instant_of, told
-from node.audit.walk import Walk
+from node.audit.walk import Walk, is_dated
 from node.desk.inbox import Disposition, InboxState
 from node.store.database import storable
 from node.store.tables import in_entries, in_feeds, inbox
@@ -135,6 +135,8 @@ def _item(item: Any, delivery: Delivery, origin: str) -> Iterator[str]:
 def _heads(tx: Connection, number: int, walk: _Walk, cards: Cards) -> Iterator[str]:
     """The signed heads lead through this tree; what is erased is named, or still awaits the entry that names it."""
     row = tx.execute(select(in_feeds).where(in_feeds.c.id == number)).one()
+    if (row.peer, row.epoch) != parse_origin_line(walk.origin)[::2]:
+        yield "its sender or epoch is not that of its name"
     if walk.whole and (walk.edge.size, walk.edge.encode()) != (row.size, row.edge):
         yield "the tree of its entries is another one than is noted"
     keys = [VerifierKey(walk.origin, k.public) for k in cards.keys(NodeId(row.peer), Role.FEED)]
@@ -143,7 +145,7 @@ def _heads(tx: Connection, number: int, walk: _Walk, cards: Cards) -> Iterator[s
             yield from _head(signed_head(note, walk.origin, keys), walk, which, exact=which == "head")
         elif row.size:
             yield f"its {which} is not here"
-    if row.newest and not any(_is_dated(row.newest, key) for key in keys):
+    if row.newest and not is_dated(row.newest, keys):
         yield "its newest head has no date that its sender signed"
     pending = {seq for seq, _, _ in row.pending}
     if walk.erased - walk.named - pending:
@@ -159,14 +161,6 @@ def _head(head: Checkpoint, walk: _Walk, which: str, *, exact: bool) -> Iterator
         yield f"its {which} is smaller than the feed"
     elif walk.whole and head.size == walk.size and head.root != walk.edge.root():
         yield f"its {which} was signed for another root"
-
-
-def _is_dated(note: bytes, key: VerifierKey) -> bool:
-    try:
-        open_cosignature(note, key)
-    except RemoteError:
-        return False
-    return True
 
 
 def _strays(tx: Connection) -> Iterator[Finding]:

@@ -35,13 +35,13 @@ from sqlalchemy import Connection, and_, func, select
 from federation import account as accounts
 from federation import assertion, entries, merkle, proof, recall
 from federation.base64url import from_b64url
-from federation.checkpoint import Checkpoint
+from federation.checkpoint import Checkpoint, VerifierKey, parse_origin_line
 from federation.entries import Erasing, Kind, Purge, RecallOrder, Withdrawal
 from federation.model import JsonObject, NodeId, Role, instant_text
 from federation.vouching import Cards
 from node.audit import holdings, received
 from node.audit.holdings import AT_ONCE, Finding, as_written, guarded, in_order, instant_of, row_or, told
-from node.audit.walk import Walk
+from node.audit.walk import Walk, is_dated
 from node.home.context import Node
 from node.records import ledger as book
 from node.records.ledger import Act
@@ -300,15 +300,20 @@ def _signatures(note: bytes, walk: _Walk, cards: Cards) -> Iterator[str]:
 
 def _end(tx: Connection, walk: _Walk, cards: Cards) -> Iterator[str]:
     row = tx.execute(select(out_feeds).where(out_feeds.c.id == walk.id)).one()
+    sender, *named = parse_origin_line(walk.origin)
+    if [row.peer, row.epoch] != named:
+        yield "its receiver or epoch is not that of its name"
     if walk.whole and (walk.size, walk.edge.encode()) != (row.size, row.edge):
         yield "the tree of its entries is another one than is noted"
     if walk.erased:
         yield f"entry {min(walk.erased)} counts as erased by an entry that does not name it"
     if (row.receipt or b"", row.receipt_size) != (walk.receipt, walk.receipt_size):
         yield "the newest receipt is not the last one in the ledger"
-    own = cards.keys(NodeId(walk.origin.partition("/")[0]), Role.FEED)
+    own = cards.keys(sender, Role.FEED)
     if row.shown and not any(proof.signs(row.shown, walk.origin, key) for key in own):
         yield "the newest head that the receiver has shown is not signed by a key of this node"
+    if row.shown and not is_dated(row.shown, [VerifierKey(walk.origin, key.public) for key in own]):
+        yield "the newest head that the receiver has shown has no date that this node signed"
     last = tx.execute(
         select(ledger.c.at).where(ledger.c.kind == Act.RECEIPT, ledger.c.feed == row.id).order_by(ledger.c.id.desc())
     ).first()

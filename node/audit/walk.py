@@ -1,9 +1,11 @@
 """A feed read again from its first entry on, and its tree built from the leaf hashes, which are kept for ever."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from federation.checkpoint import VerifierKey, open_cosignature
+from federation.errors import RemoteError
 from federation.merkle import EMPTY, RightEdge
 from node.audit.holdings import Finding, told
 
@@ -56,3 +58,16 @@ class Walk:
             self.edge = self.edge.append(entry.leaf_hash)
             self.whole = True
         yield from ()  # what it has to tell is that it raises, and that is told by who reads it
+
+
+def is_dated(note: bytes, keys: Iterable[VerifierKey]) -> bool:
+    """Whether one of these keys has signed a head with its date."""
+    return any(_holds(note, key) for key in keys)
+
+
+def _holds(note: bytes, key: VerifierKey) -> bool:
+    try:
+        open_cosignature(note, key)
+    except RemoteError:
+        return False
+    return True

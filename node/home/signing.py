@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from federation.errors import KeyringError
 from federation.keyring import Card, OnlineKey, unverified
@@ -24,6 +24,13 @@ from node.home.keys import Signer, TlsIdentity, newest_first
 from node.store.tables import own_cards, peers
 
 OVERLAP: Final = timedelta(days=14)  # for which an old key stays valid beside a new one: a peer may be away that long
+_HELD: Final = (  # asked several times for each page, and made only once
+    select(own_cards.c.document)
+    .join(peers, peers.c.our_card >= own_cards.c.version)
+    .where(peers.c.node == bindparam("peer"))
+    .order_by(own_cards.c.version.desc())
+    .limit(1)
+)
 _MOST_BESIDES: Final = 5  # old keys that sign a note besides: with its timestamps, twelve of the sixteen lines
 
 
@@ -80,13 +87,7 @@ def key_for_all(node: Node, tx: Connection, role: Role) -> OnlineKey:
 
 def held_card(tx: Connection, peer: NodeId) -> Card | None:
     """The newest card of this node that `peer` is known to hold; None when it is no card that is kept here."""
-    document = tx.execute(
-        select(own_cards.c.document)
-        .join(peers, peers.c.our_card >= own_cards.c.version)
-        .where(peers.c.node == peer)
-        .order_by(own_cards.c.version.desc())
-        .limit(1)
-    ).scalar()
+    document = tx.execute(_HELD, {"peer": peer}).scalar()
     return None if document is None else unverified(document)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
 from federation import checkpoint as notes
 from federation import entries, merkle
@@ -33,6 +33,13 @@ from node.store.database import one_row, read, write
 from node.store.tables import card_deliveries, out_entries, out_feeds, own_cards, peers
 
 POLICY = "policy"  # who did it, where no person did
+# Asked many times for each page, and made only once
+_CURRENT: Final = (
+    select(out_feeds).where(out_feeds.c.peer == bindparam("to")).order_by(out_feeds.c.epoch.desc()).limit(1)
+)
+_ROOT: Final = select(out_entries.c.root).where(
+    out_entries.c.feed == bindparam("of"), out_entries.c.seq == bindparam("at")
+)
 _recomputed: Final[WeakKeyDictionary[Engine, dict[int, RightEdge]]] = WeakKeyDictionary()  # of each feed, the last one
 
 
@@ -68,8 +75,8 @@ class Place:
 
 def out_feed(tx: Connection, peer: NodeId, epoch: int | None = None) -> OutFeed:
     """The feed to `peer`, the current one unless an epoch is named. Raises NotFoundError."""
-    query = select(out_feeds).where(out_feeds.c.peer == peer).order_by(out_feeds.c.epoch.desc()).limit(1)
-    row = tx.execute(query if epoch is None else query.where(out_feeds.c.epoch == epoch)).one_or_none()
+    query = _CURRENT if epoch is None else _CURRENT.where(out_feeds.c.epoch == epoch)
+    row = tx.execute(query, {"to": peer}).one_or_none()
     if row is None:
         raise NotFoundError(f"there is no feed to {peer}: it is not enrolled")
     return OutFeed(
@@ -303,9 +310,7 @@ def root_at(tx: Connection, feed: OutFeed, size: int) -> bytes:
         return feed.edge.root()
     if size == 0:
         return merkle.EMPTY.root()
-    root: bytes = tx.execute(
-        select(out_entries.c.root).where(out_entries.c.feed == feed.id, out_entries.c.seq == size - 1)
-    ).scalar_one()
+    root: bytes = tx.execute(_ROOT, {"of": feed.id, "at": size - 1}).scalar_one()
     return root
 
 
@@ -326,7 +331,6 @@ def _checked_root(tx: Connection, feed: OutFeed, size: int) -> bytes:
 
 def check_end(tx: Connection, feed: OutFeed) -> None:
     """The edge that the feed grows from has the root that its last entry notes. Raises DamagedError."""
-    last = select(out_entries.c.root).where(out_entries.c.feed == feed.id, out_entries.c.seq == feed.size - 1)
-    noted = tx.execute(last).scalar_one() if feed.size else EMPTY.root()
+    noted = tx.execute(_ROOT, {"of": feed.id, "at": feed.size - 1}).scalar_one() if feed.size else EMPTY.root()
     if (feed.edge.size, feed.edge.root()) != (feed.size, noted):
         raise DamagedError(f"the tree of {feed.origin} is not what it was at its end")

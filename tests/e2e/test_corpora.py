@@ -96,6 +96,7 @@ def exchanged(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             for receiver in (DE, IN):
                 net.polls(receiver).start()
             until(lambda: all(_caught_up(real[FR], receiver) for receiver in (DE, IN)), PATIENCE_S)
+            until(lambda: sum(line["event"] == "sync" for line in log) >= 2, PATIENCE_S)
         yield Exchanged(net, source, invalid, json.loads(out), killed_after, log)
 
 

@@ -117,7 +117,9 @@ def targets(scene: Scene) -> dict[str, Target]:
     record = from_b64url(opened(exported)["ledger"]["record"])
     cards = [node.card_bytes for node in scene.world.nodes.values()]
     return {
-        "proof": Target((exported,), lambda d: proof.verify(d, cards, fr.labels), lambda d, c: _proof(fr, d, c)),
+        "proof": Target(
+            (exported,), lambda d: proof.verify(d, cards, fr.labels), lambda d, c: _proof(fr, d, c), ApostilleError
+        ),
         "record": Target((record,), account.read, mutants.json_text),
         "request": Target(_requests(scene), lambda d: _call(fr, de, d), _request, ApostilleError),
         "import": Target(_imports(), lambda d: _import(fr, d), mutants.json_text, ApostilleError),

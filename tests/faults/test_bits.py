@@ -46,6 +46,7 @@ OWN_NOTES = {  # what a node notes of feeds for itself alone: what is shown, or 
     "out_feeds": {"opened_at", "refused_at", "shown_to"},
     "in_feeds": {"contact_at", "problem", "offered_epoch"},
 }
+_WHOLE = {"receipt_at": "substr(receipt_at, 1, 19)"}  # the ledger has it in seconds
 NOT_LOOKED_AT = {"alarms", "approvals", "audit", "meta", "annotations", "inbox_terms", "card_deliveries"}
 
 
@@ -189,7 +190,9 @@ def rows(node: Node) -> dict[str, list[str]]:
         database_.text_factory = bytes
         try:
             for table in metadata.sorted_tables:
-                columns = ", ".join(f'"{c.name}"' for c in table.c if c.name not in OWN_NOTES.get(table.name, ()))
+                columns = ", ".join(
+                    _WHOLE.get(c.name, f'"{c.name}"') for c in table.c if c.name not in OWN_NOTES.get(table.name, ())
+                )
                 everything = database_.execute(f"SELECT {columns} FROM {table.name} NOT INDEXED").fetchall()  # noqa: S608 - names of our own
                 lines[table.name] = sorted(map(repr, everything))
         finally:

@@ -102,6 +102,16 @@ CHANGED: dict[str, tuple[NodeId, str, str]] = {
     "the newest receipt": (FR, "UPDATE out_feeds SET receipt_size = 1", "not the last one in the ledger"),
     "no receipt": (FR, "UPDATE out_feeds SET receipt = NULL, receipt_size = 0", "not the last one in the ledger"),
     "when it came": (FR, "UPDATE out_feeds SET receipt_at = '2026-01-01 00:00:00.000000'", "another time"),
+    "its epoch": (FR, "UPDATE out_feeds SET epoch = epoch + 9", "not that of its name"),
+    "the date of a shown head": (
+        FR,
+        (
+            "UPDATE out_feeds SET shown = CAST(substr(shown, 1, length(shown) - 8) ||"
+            " iif(substr(shown, -8, 1) = x'41', x'42', x'41') || substr(shown, -7) AS BLOB)"
+        ),
+        "no date that this node signed",
+    ),
+    "the epoch of a received feed": (DE, "UPDATE in_feeds SET epoch = epoch + 9", "not that of its name"),
     "an agreement": (FR, "UPDATE agreements SET version = 2", "another agreement than is filed"),
     "who has signed": (FR, "UPDATE agreements SET signed_by = '[]'", "signed by others than is filed"),
     "an agreement that counts as a proposal": (DE, "UPDATE agreements SET complete = 0", "signed by others"),
