@@ -8,14 +8,17 @@ Where a document fails is told by test id and place, never by its content: the p
 are dropped, and a step of a path that is no ordinary member name is not repeated (I17).
 """
 
+import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from federation.errors import MalformedError
 from federation.model import JsonObject, Tlp
 
 _STEP = re.compile(r"[a-z][a-z0-9_]{0,31}|[0-9]{1,6}")
+_REMEMBERED = 8  # documents, each of 3 MiB at most
 _MAX_NAMED = 8  # problems that an error text lists
 
 # CSAF 2.0 knows TLP 1.0 only (3.2.1.5.2): CLEAR was called WHITE, and AMBER had no strict variant.
@@ -42,13 +45,19 @@ def problems(document: JsonObject) -> tuple[Problem, ...]:
 
     Raises MalformedError when the validator cannot judge the document.
     """
-    from csaf.csaf.v20 import validate
-
     try:
-        report = validate(document, preset="basic")
+        return _problems(json.dumps(document))
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         # From None: the cause may quote the document.
         raise MalformedError("CSAF 2.0: the validator cannot judge this document") from None
+
+
+@lru_cache(_REMEMBERED)
+def _problems(text: str) -> tuple[Problem, ...]:
+    """Kept, since a document is judged when it is imported, when it is issued, and for each form in which it goes."""
+    from csaf.csaf.v20 import validate
+
+    report = validate(json.loads(text), preset="basic")
     found = [
         Problem(result.id, _place(error.instance_path))
         for result in report.results

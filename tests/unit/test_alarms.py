@@ -200,6 +200,7 @@ def test_a_full_disk_and_a_wrong_clock_are_told_until_they_are_mended(world: Wor
 
 
 def test_a_peer_that_is_not_heard_of_for_a_day_is_told(world: World, fr: Node) -> None:
+    world.sync(FR, DE)  # now; the agreement may be of an earlier moment
     world.clock.move(days=1)
     look(fr)
     assert raised(fr) == []
