@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +47,12 @@ def cpu_seconds(act: Callable[[], object], times: int) -> float:
 
 
 def main() -> None:
-    """Measures and prints the table."""
+    """Measures and prints the table, every step as if it were the first with its document."""
+    with patch.object(csaf, "_problems", csaf._problems.__wrapped__):
+        _measure()
+
+
+def _measure() -> None:
     seed = bytes(range(32))
     public = ed25519.public_key(seed)
     message = secrets.token_bytes(32)
