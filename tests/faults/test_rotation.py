@@ -197,7 +197,7 @@ def test_a_rotation_that_is_killed_leaves_the_old_card_or_the_new_one(home: Path
     with Zygote(tmp_path / "logs") as zygote:
         for run in range(KILLS + 2):
             began = time.monotonic()
-            process = zygote.start(home, "key", "rotate", "--all", "--overlap", "1s")
+            process = zygote.start(home, "key", "rotate", "--all", "--overlap", "3s")
             if run > 1:  # the second one measures how long it takes
                 threading.Event().wait(chance.uniform(0, took_s))  # the moment is what the test is about
                 killed += _kill(zygote, process)
