@@ -27,6 +27,7 @@ from node.records.alarms import Alarm
 from node.sharing import releases, statements
 from node.store.database import read
 from node.store.tables import in_entries
+from tests.chains import KE, join, make_chain, pass_on, send
 from tests.nodes import (
     DE,
     FR,
@@ -45,7 +46,6 @@ from tests.nodes import (
     terms_text,
 )
 
-ORIGIN = f"{FR}/feeds/{IN}/1"
 A = Subject(FR, "A", 1)
 
 
@@ -62,9 +62,9 @@ def release(world: World, tlp: str = "AMBER", **handling: Any) -> None:
     releases.release(world[FR], "A")
 
 
-def two_faced(world: World, later_s: int = 1) -> ForgedFeed:
-    """FR's feed to IN, with another core in place of the last one: FR has signed both."""
-    *before, last = history(world[FR], IN)
+def two_faced(world: World, later_s: int = 1, to: NodeId = IN) -> ForgedFeed:
+    """FR's feed to a peer, with another core in place of the last one: FR has signed both."""
+    *before, last = history(world[FR], to)
     assert isinstance(last, bytes)
     honest = entries.read(last)
     assert isinstance(honest.body, Delivery)
@@ -73,7 +73,7 @@ def two_faced(world: World, later_s: int = 1) -> ForgedFeed:
     core = signed_core(world[FR], payload)
     terms = replace(honest.body.terms, core_digest=hashlib.sha256(core).digest())
     other = Delivery(Presentation(core, honest.body.presentation.disclosures), terms)
-    return ForgedFeed(world[FR], IN, [*before, entry(ORIGIN, honest.seq, other)])
+    return ForgedFeed(world[FR], to, [*before, entry(f"{FR}/feeds/{to}/1", honest.seq, other)])
 
 
 def tell_two_stories(world: World) -> None:
@@ -309,3 +309,20 @@ def test_what_is_under_embargo_is_not_told_beyond_those_who_agreed_on_it(world: 
     claim(world, bytes(32), by=IN, to=DE)
     assert cores_shown(world, DE) == []
     assert len(history(world[DE], IN)) == before
+
+
+@pytest.mark.invariant("I5")
+def test_what_came_over_a_relay_is_compared_with_what_its_origin_told_others(tmp_path: Path) -> None:
+    chain = make_chain(tmp_path, (FR, DE), (DE, IN), (FR, KE), (IN, KE))
+    for link in chain.links:
+        join(chain, *link, onward="peers")
+    pass_on(chain, send(chain, "A", handling={"tlp": "GREEN", "onward": "peers"}))
+    chain.sync(IN, DE)
+    releases.release(chain[FR], "A", (KE,))
+    sync.sync(chain[KE], FR, two_faced(chain, to=KE))
+    assert [state(chain, name) for name in (IN, KE)] == [InboxState.CURRENT] * 2
+    for _ in range(2):
+        chain.sync(IN, KE)
+        chain.sync(KE, IN)
+    assert [state(chain, name) for name in (IN, KE)] == [InboxState.EQUIVOCATION] * 2
+    chain.close()
