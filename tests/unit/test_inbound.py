@@ -25,6 +25,9 @@ from federation.errors import (
 from federation.inbound import Admitted, Advisory, Receiver, admit, may_keep_evidence, open_delivery, read_advisory
 from federation.keyring import Keyring
 from federation.model import Category, Country, JsonObject, NodeId, Onward, Presentation, Role, Tlp
+from federation.strictjson import encode
+from node.peering import agreements
+from node.sharing import advisories
 from tests.nodes import (
     DE,
     FR,
@@ -161,6 +164,12 @@ def test_a_relay_or_link_may_withhold_more(case: Case) -> None:
     assert [note["text"] for note in advisory.csaf["document"]["notes"]] == ["First."]
 
 
+def named(payload: JsonObject, name: str) -> None:
+    """Gives the document another name, everywhere."""
+    payload["csaf"]["document"]["tracking"]["id"] = name
+    payload["jti"] = f"{FR}/{name}/1"
+
+
 PAYLOADS: dict[str, tuple[type[RemoteError], Callable[[JsonObject], object]]] = {
     "(1) version 2": (MalformedError, lambda p: p.update(v=2)),
     "(1) no version": (MalformedError, lambda p: p.pop("v")),
@@ -182,7 +191,10 @@ PAYLOADS: dict[str, tuple[type[RemoteError], Callable[[JsonObject], object]]] = 
     "(2) no tracking id": (MalformedError, lambda p: p["csaf"]["document"]["tracking"].pop("id")),
     "(2) a tracking id that is no text": (MalformedError, lambda p: p["csaf"]["document"]["tracking"].update(id=7)),
     "(2) no tracking": (RemoteError, lambda p: p["csaf"]["document"].update(tracking=[])),
+    "(2) a tracking that is text": (RemoteError, lambda p: p["csaf"]["document"].update(tracking="id")),
+    "(2) a document that is text": (RemoteError, lambda p: p["csaf"].update(document="tracking")),
     "(2) no document": (RemoteError, lambda p: p.update(csaf=[])),
+    "(2) a name that is too long": (MalformedError, lambda p: named(p, "N" * 256)),
     "(3) no iat": (MalformedError, lambda p: p.pop("iat")),
     "(3) an iat that is no number": (MalformedError, lambda p: p.update(iat="now")),
     "(3) an iat that is true": (MalformedError, lambda p: p.update(iat=True)),
@@ -206,6 +218,23 @@ def test_a_core_that_its_origin_signed_may_still_say_nothing_that_we_understand(
     assert case.run(case.resigned(lambda payload: payload)).name == NAME  # sanity: signing again is not what is refused
     with pytest.raises(error):
         case.run(case.resigned(change))
+
+
+def test_the_first_second_and_the_longest_name_are_taken(case: Case) -> None:
+    assert case.run(case.resigned(lambda p: p.update(iat=1))).issued_at == datetime.fromtimestamp(1, UTC)
+    assert case.run(case.resigned(lambda p: named(p, "N" * 255))).name == "N" * 255
+
+
+def test_an_ai_part_and_a_grant_come_along(case: Case) -> None:
+    fr = case.world[FR]
+    part = {"weakness": "It follows instructions in documents."}
+    file = encode({"csaf": document("WITH-AI"), "ai": part, "handling": {"tlp": "GREEN"}, "labels": {}})
+    name = advisories.import_file(fr, file, "file.json", tlp=None).advisory.name
+    (agreement,) = case.receiver.agreements.values()
+    terms = terms_for(fr, DE, name, agreements.find(fr, agreement.digest.hex()))
+    opened = open_delivery(Delivery(issued(fr, name), terms, b"a grant"), case.receiver, case.now)
+    advisory = read_advisory(opened, case.receiver.labels, case.now)
+    assert (advisory.ai, advisory.grant) == (part, b"a grant")
 
 
 def test_an_iat_may_lead_our_clock_a_little(case: Case) -> None:
@@ -234,8 +263,12 @@ def test_without_an_agreement_in_force_nothing_is_kept(case: Case) -> None:
     with pytest.raises(NotAdmittedError):
         case.run(_terms(case, agreement_digest=b"x" * 32))
     (agreement,) = case.receiver.agreements.values()
-    with pytest.raises(NotAdmittedError):
+    with pytest.raises(NotAdmittedError, match="no agreement"):
         case.run(case.delivery, now=agreement.valid_until)
+    soon = _with(case, replace(agreement, valid_from=case.now + timedelta(days=1)))
+    (held,) = soon.agreements.values()
+    with pytest.raises(NotAdmittedError, match="no agreement"):
+        case.run(_terms(case, agreement_digest=held.digest), soon)
     with pytest.raises(NotAdmittedError):
         case.run(*_under(case, grants=f"[{{id: other, to: [{IN}], tlp: [GREEN], share: {{identification: full}}}}]"))
 
@@ -277,6 +310,42 @@ def test_retention_that_is_over_is_refused(case: Case) -> None:
 def test_what_no_clause_shares_is_not_kept_although_the_sender_sent_it(case: Case, changed: dict[str, str]) -> None:
     with pytest.raises(NotAdmittedError):
         case.run(*_under(case, **changed))  # admit (5)
+
+
+SHARED = ("identification", "product", "severity", "source", "technical", "personal")
+
+
+@pytest.mark.invariant("I2")
+@pytest.mark.parametrize("less", SHARED[1:])
+def test_each_category_that_arrived_has_to_be_shared(case: Case, less: str) -> None:
+    opened = open_delivery(case.delivery, case.receiver, case.now)
+    advisory = read_advisory(opened, case.receiver.labels, case.now)
+    first, *_ = advisory.elements
+    made = [replace(first, categories=frozenset({Category(name)})) for name in (less, *SHARED)]
+    for share, kept in ((SHARED, True), ([name for name in SHARED if name != less], False)):
+        clause = f"[{{id: some, tlp: [GREEN], share: {{{', '.join(f'{name}: full' for name in share)}}}}}]"
+        delivery, receiver = _under(case, grants=clause)
+        arrived = replace(advisory, elements=tuple(made), terms=delivery.terms)
+        if kept:
+            assert admit(arrived, receiver, FR, case.now).rules
+        else:
+            with pytest.raises(NotAdmittedError):
+                admit(arrived, receiver, FR, case.now)
+
+
+@pytest.mark.invariant("I2")
+def test_what_may_be_generalised_may_arrive_so_and_not_in_full(case: Case) -> None:
+    opened = open_delivery(case.delivery, case.receiver, case.now)
+    advisory = read_advisory(opened, case.receiver.labels, case.now)
+    clause = "[{id: some, tlp: [GREEN], share: {identification: full, technical: full, personal: generalised}}]"
+    delivery, receiver = _under(case, grants=clause)
+    rest = [element for element in advisory.elements if element.categories <= {Category.IDENTIFICATION}]
+    person = replace(rest[0], categories=frozenset({Category.PERSONAL}))
+    general = replace(person, full=None, generalised=person.full)
+    arrived = replace(advisory, elements=(*rest, general), terms=delivery.terms)
+    assert admit(arrived, receiver, FR, case.now).rules
+    with pytest.raises(NotAdmittedError):
+        admit(replace(arrived, elements=(*rest, person)), receiver, FR, case.now)
 
 
 @pytest.mark.invariant("I2")
