@@ -413,7 +413,14 @@ KNOWN = {  # systemd.unit(5), systemd.service(5), systemd.exec(5), systemd.resou
     "Service": {
         *("Type", "ExecStart", "User", "Group", "StateDirectory", "StateDirectoryMode", "UMask", "LoadCredential"),
         *("Restart", "RestartSec", "RestartPreventExitStatus", "TimeoutStartSec", "TimeoutStopSec"),
-        *("LimitCORE", "MemorySwapMax", "NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities"),
+        *(
+            "LimitCORE",
+            "LimitNOFILE",
+            "MemorySwapMax",
+            "NoNewPrivileges",
+            "CapabilityBoundingSet",
+            "AmbientCapabilities",
+        ),
         *("ProtectSystem", "ProtectHome", "ProtectClock", "ProtectControlGroups", "ProtectHostname", "ProtectProc"),
         *("ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "PrivateTmp", "PrivateDevices"),
         *("PrivateIPC", "RemoveIPC", "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime"),
