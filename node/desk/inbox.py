@@ -23,7 +23,7 @@ from node.desk import search
 from node.desk.search import Query
 from node.home.context import Node
 from node.records import incidents
-from node.store.database import read, storable, write
+from node.store.database import batches, read, storable, write
 from node.store.tables import in_entries, inbox, inbox_terms
 
 _FILE: Final = insert(inbox).returning(inbox.c.id)
@@ -188,6 +188,16 @@ def seen(tx: Connection, origin: NodeId, name: str, revision: int) -> frozenset[
     """The digests of the cores that ever came under a revision, or that somebody has shown."""
     rows = tx.execute(select(inbox.c.core_digest).where(_named(origin, name), inbox.c.revision == revision)).scalars()
     return frozenset(rows) | incidents.cores(tx, origin, _about(name, revision))
+
+
+def came(tx: Connection, names: Collection[str]) -> dict[tuple[str, str, int], set[bytes]]:
+    """The digests of the cores that ever came under advisories of these names, by origin, name and revision."""
+    found: dict[tuple[str, str, int], set[bytes]] = {}
+    columns = (inbox.c.origin, inbox.c.name, inbox.c.revision, inbox.c.core_digest)
+    for some in batches(tuple({storable(name) for name in names})):
+        for origin, name, revision, digest in tx.execute(select(*columns).where(inbox.c.name.in_(some))):
+            found.setdefault((origin, name, revision), set()).add(digest)
+    return found
 
 
 def contradict(node: Node, tx: Connection, origin: NodeId, name: str, revision: int, other: bytes) -> None:

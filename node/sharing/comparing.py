@@ -9,7 +9,7 @@ that nobody gets more for a guess. It takes no memory: of two with different cor
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, select
@@ -31,6 +31,7 @@ from node.store.database import record, storable
 from node.store.tables import statements as kept
 
 _WIDE = (Tlp.CLEAR, Tlp.GREEN)
+_MOST_SHOWN = 16  # for one statement: each is read whole; one is proof enough against an origin
 _MAX_CORE_BYTES = MAX_CONTROL_BYTES * 2 // 3  # what fits into a signed document: base64url adds a third
 
 
@@ -49,15 +50,31 @@ def tell(node: Node, tx: Connection, came: Collection[Advisory], peer: NodeId, r
 
 
 def compare(node: Node, tx: Connection, said: Statement, receiver: Receiver) -> None:
-    """Takes in which cores a peer has seen. Who has another one is shown ours, and asked for its own by that."""
+    """Takes in which cores a peer has seen. Who has another one is shown ours, and asked for its own by that.
+
+    What a peer says may name anything any number of times: the database is asked once, a revision looked at once.
+    """
+    claims: dict[Subject, set[bytes]] = {}
     for claimed in statement.seen(said):
-        about = claimed.about
-        if about.revision is None:
-            continue
-        known = inbox.seen(tx, about.origin, about.name, about.revision)
-        if known and claimed.core_digest not in known:
-            _suspect(node, tx, said.author, about)
-            _show(node, tx, said.author, about, None, receiver)
+        claims.setdefault(claimed.about, set()).add(claimed.core_digest)
+    came = inbox.came(tx, {about.name for about in claims})
+    differing = [about for about, digests in claims.items() if _differ(tx, about, digests, came)]
+    if differing:
+        _suspect(node, tx, said.author, differing)
+    for about in differing[:_MOST_SHOWN]:
+        _show(node, tx, said.author, about, None, receiver)
+
+
+def _differ(
+    tx: Connection, about: Subject, digests: set[bytes], came: Mapping[tuple[str, str, int], set[bytes]]
+) -> bool:
+    """Whether something came here under that revision, and what a peer got is none of it, nor of what was shown."""
+    if about.revision is None:
+        return False
+    known = came.get((about.origin, storable(about.name), about.revision), set())
+    if not known or digests <= known:
+        return False
+    return not digests <= inbox.seen(tx, about.origin, about.name, about.revision)
 
 
 def take_core(node: Node, tx: Connection, said: Statement, receiver: Receiver) -> None:
@@ -107,20 +124,24 @@ def _may_have(
     return any(both <= set(agreement.parties) for agreement in receiver.agreements.values())  # (4)
 
 
-def _suspect(node: Node, tx: Connection, author: NodeId, about: Subject) -> None:
-    name = f"{about.origin}/{storable(about.name)}/{about.revision}"
-    record(tx, at=node.clock(), by=author, act="core.differs", subject=name)
-    raise_alarm(tx, Alarm.SUSPECTED_EQUIVOCATION, name, f"{author} says that it got another document", node.clock())
+def _suspect(node: Node, tx: Connection, author: NodeId, differing: Sequence[Subject]) -> None:
+    names = [f"{about.origin}/{storable(about.name)}/{about.revision}" for about in differing]
+    more = f"and {len(names) - 1} more" if len(names) > 1 else ""
+    record(tx, at=node.clock(), by=author, act="core.differs", subject=names[0], detail=more)
+    for name in names:
+        raise_alarm(tx, Alarm.SUSPECTED_EQUIVOCATION, name, f"{author} says that it got another document", node.clock())
 
 
 def _show(
     node: Node, tx: Connection, peer: NodeId, about: Subject, in_reply_to: bytes | None, receiver: Receiver
 ) -> None:
     """Sends the core that is held here to a peer who may have the advisory, and was not shown one of that revision."""
+    if _was_shown(node, tx, peer, about):
+        return
     for delivery in inbox.deliveries(tx, about.origin, about.name, about.revision or 0).values():
         core = delivery.presentation.core
         allowed = handling.read(sdjwt.read_header_and_payload(core).payload["handling"])
-        if len(core) > _MAX_CORE_BYTES or _was_shown(node, tx, peer, about):
+        if len(core) > _MAX_CORE_BYTES:
             return
         if _may_have(peer, about.origin, allowed, delivery.terms.agreement_digest, receiver, node.clock()):
             statements.make(
@@ -134,6 +155,7 @@ def _show(
                 in_reply_to=in_reply_to,
                 by=feeds.POLICY,
             )
+            return
 
 
 def _was_shown(node: Node, tx: Connection, peer: NodeId, about: Subject) -> bool:

@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from federation import entries, statement
 from federation.entries import Delivery, Said
+from federation.limits import MAX_SEEN
 from federation.model import NodeId, Presentation, Role, instant_text
 from federation.statement import Kind, Seen, Statement, Subject
 from node.desk import inbox
@@ -26,7 +27,7 @@ from node.records import alarms, incidents
 from node.records.alarms import Alarm
 from node.sharing import releases, statements
 from node.store.database import read
-from node.store.tables import in_entries
+from node.store.tables import audit, in_entries
 from tests.chains import KE, join, make_chain, pass_on, send
 from tests.nodes import (
     DE,
@@ -197,6 +198,30 @@ def test_a_digest_alone_is_somebodys_word_and_holds_nothing_back(world: World) -
         claim(world, bytes([other]) * 32)
     assert cores_shown(world, IN) == [DE]  # one core of a revision, however often somebody guesses
     assert incidents.all_incidents(world[IN]) == ()
+
+
+def test_however_often_a_peer_names_a_revision_it_is_looked_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agree(world)
+    release(world)
+    world.sync_all(2)
+    read_whole = []
+
+    def deliveries(*words: Any) -> Any:
+        read_whole.append(words)
+        return honest(*words)
+
+    honest = inbox.deliveries
+    monkeypatch.setattr(inbox, "deliveries", deliveries)
+    claims = [Seen(A, number.to_bytes(32, "big")).write() for number in range(MAX_SEEN)]
+    for _ in range(2):
+        say(world, DE, IN, Kind.SEEN, {"cores": claims})
+    assert len(read_whole) == 1
+    assert cores_shown(world, IN) == [DE]
+    with read(world[IN].engine) as tx:
+        acts = tx.execute(select(audit.c.act).where(audit.c.by == DE, audit.c.act == "core.differs")).all()
+    assert len(acts) == 2  # one for each time that it was said
 
 
 def test_of_what_never_came_here_nothing_is_said(world: World) -> None:
