@@ -122,11 +122,12 @@ def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) 
 
     (1) within the limits; both heads signed by a feed key of the sender, for this origin line and epoch, and the newest
         one dated by it
-    (2) no rollback: the newest head is no smaller than the largest seen, the page ends no earlier than the cursor
+    (2) no rollback: the newest head is no smaller than the largest seen, the page ends no earlier than the cursor; and
+        no two signed heads have one size and two roots
     (3) each item has the next sequence number, else REORDERED, REPEATED or GAP; an entry that is not well formed keeps
         its place and is handed on as bad (I10)
-    (4) the root, by extending our own right edge, is the signed one; no two signed heads have one size and two roots,
-        and the history passes through the newest head that was shown before
+    (4) the root, by extending our own right edge, is the signed one, and the history passes through the newest head
+        that was shown before
     (5) an eraser that arrives names every item that says it was erased by it
     """
     if len(page.items) > MAX_PAGE_ITEMS:  # (1)
@@ -139,13 +140,14 @@ def verify_page(state: FeedState, page: PageBytes, keys: Sequence[VerifierKey]) 
         raise RollbackError(f"{state.origin}: newest head {latest.size}, but {newest.size} was signed before")
     if head.size < state.cursor:
         raise RollbackError(f"{state.origin}: the page ends at {head.size}, but {state.cursor} entries are held")
+    _check_heads(state, (newest, _own_copy(state.head), head, latest))
     if head.size != state.cursor + len(page.items) or latest.size < head.size:
         raise BadPageError(f"{state.origin}: the heads do not fit the number of items")
     read = _read(state, page)  # (3)
     edge = state.edge.extend([entry.leaf_hash for entry in read])
     if edge.root() != head.root:  # (4)
         raise BadPageError(f"{state.origin}: the signed root at {head.size} does not follow from the items")
-    _check_heads(state, read, (newest, _own_copy(state.head), head, latest))
+    _check_passed(state, read, newest)
     pending = _settle(state, page, read)  # (5)
     newest_note = page.latest if latest.size > newest.size or not state.newest else state.newest
     after = replace(state, edge=edge, head=page.checkpoint, newest=newest_note, pending=pending)
@@ -221,13 +223,16 @@ def check_final(final: bytes, origin: str, newest: bytes) -> None:
         raise ForkError(f"{origin}: two signed roots at size {last.size}")
 
 
-def _check_heads(state: FeedState, read: tuple[PageEntry, ...], heads: tuple[Checkpoint, ...]) -> None:
-    """Refuses signed heads that contradict each other, or the history that the page continues."""
+def _check_heads(state: FeedState, heads: tuple[Checkpoint, ...]) -> None:
+    """Refuses signed heads that contradict each other."""
     roots: dict[int, bytes] = {}
     for head in heads:
         if roots.setdefault(head.size, head.root) != head.root:
             raise ForkError(f"{state.origin}: two signed roots at size {head.size}")
-    newest = heads[0]
+
+
+def _check_passed(state: FeedState, read: tuple[PageEntry, ...], newest: Checkpoint) -> None:
+    """Refuses a history that does not pass through the newest head that was shown before."""
     passed = newest.size - state.cursor
     if 0 < passed <= len(read) and state.edge.extend([e.leaf_hash for e in read[:passed]]).root() != newest.root:
         raise SuspectedForkError(f"{state.origin}: the pages do not lead through the head shown at {newest.size}")

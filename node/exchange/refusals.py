@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy import Connection, select, update
 
-from federation.errors import EpochError, FeedFrozenError, RemoteError, StaleError, UnreachableError
+from federation.errors import BadPageError, EpochError, FeedFrozenError, RemoteError, StaleError, UnreachableError
 from federation.model import NodeId
 from node.home.context import Node
 from node.records.alarms import Alarm, raise_alarm
@@ -21,6 +21,7 @@ from node.store.tables import audit, in_feeds
 INTERVAL: Final = timedelta(minutes=1)
 REFUSED: Final = "feed.refuse"
 _LOOKED_AT = 200  # rows: an older one may be repeated
+_DOUBTED = "a page of it does not follow from the history that both share; nothing of it was taken"
 _STALE = "its newest head is old: its clock or ours, or it is cut off"
 
 
@@ -36,6 +37,8 @@ def note(node: Node, peer: NodeId, error: RemoteError) -> None:
         told = isinstance(error, (UnreachableError, FeedFrozenError)) or before == error.code
         if not told and not _is_recorded(tx, peer, error.code, now - INTERVAL):
             record(tx, at=now, by=peer, act=REFUSED, subject=peer, detail=f"{error.code} {error}")
+        if isinstance(error, BadPageError):
+            raise_alarm(tx, Alarm.SUSPECTED_FORK, peer, _DOUBTED, now)
         if isinstance(error, StaleError):
             raise_alarm(tx, Alarm.STALE, peer, _STALE, now)
         if isinstance(error, EpochError):

@@ -104,7 +104,8 @@ class Report:
 class Held:
     """What is held of the current feed from a peer: the row, and the state that the federation's checks take.
 
-    `cosigned` is the largest size for which a receipt is known to have been given.
+    `cosigned` is the largest size for which a receipt is known to have been given, `doubted` whether the last page that
+    came did not follow from the state.
     """
 
     id: int
@@ -112,6 +113,7 @@ class Held:
     state: FeedState
     cosigned: int
     standing: Standing
+    doubted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +147,18 @@ def sync(node: Node, peer: NodeId, link: Link, progress: Callable[[Report], None
 
 
 def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Callable[[Report], None]) -> None:
-    retried, receipt_due, thin, first = False, False, 0, 0
+    bad: BadPageError | None = None
+    receipt_due, thin, first = False, 0, 0
     while True:
         card = trusted_card(node, card.node)  # a page may have brought a newer one
         held = load_state(node, card.node)
         state = held.state
         receipt = _receipt(node, card.node, held) if receipt_due else b""
         restored = held.standing is Standing.RESTORED
-        page = link.pull(Ask(state.origin, state.cursor, receipt, state.newest, restored, protocol=card.speaks))
+        try:
+            page = link.pull(Ask(state.origin, state.cursor, receipt, state.newest, restored, protocol=card.speaks))
+        except RemoteError as e:
+            raise bad or e from None  # what it sent is told, and not that it fell silent then
         if page.epoch:
             epochs.check_claim(card.node, held.epoch, page)
             raise EpochError(f"{card.node} has opened epoch {page.epoch} of its feed to this node", page.epoch)
@@ -162,20 +168,23 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
             verified = feed.verify_page(state, page, keys)
             if held.epoch > 1 and not state.cursor and verified.entries:
                 epochs.check_beginning(node, card.node, held.epoch, held.standing, verified)
-        except BadPageError:
-            answer = link.checkpoint(state.origin, state.cursor)
+        except BadPageError as e:
             try:
-                feed.judge_fork(state, answer, keys, retried=retried)
-            except FeedFrozenError as e:
-                _freeze(node, card, held, e, (state.head, answer))
+                answer = link.checkpoint(state.origin, state.cursor)
+            except RemoteError:
+                raise e from None
+            try:
+                feed.judge_fork(state, answer, keys, retried=bad is not None or held.doubted)
+            except FeedFrozenError as frozen:
+                _freeze(node, card, held, frozen, (state.head, state.newest, answer, page.checkpoint, page.latest))
                 raise
-            retried = True
+            bad = e
             continue
         except FeedFrozenError as e:
             ends = () if state.cursor else epochs.ends(node, card.node, held.epoch, page)
             _freeze(node, card, held, e, (state.head, state.newest, page.checkpoint, page.latest, *ends))
             raise
-        retried = False
+        bad = None
         given = max(held.cosigned, _given(node, state.origin, page.receipt))
         if restored:  # a receipt of ours may have been lost on its way: nothing larger than this was ever signed for us
             given = max(given, verified.latest.size)
@@ -221,7 +230,7 @@ def load_state(node: Node, peer: NodeId) -> Held:
     pending = tuple(ErasedItem(seq, bytes.fromhex(leaf_hash), eraser) for seq, leaf_hash, eraser in row.pending)
     state = FeedState(row.origin, merkle.RightEdge.decode(row.edge), row.head, row.newest, pending)
     memory.check_head(state)
-    return Held(row.id, row.epoch, state, row.cosigned, Standing(row.restored))
+    return Held(row.id, row.epoch, state, row.cosigned, Standing(row.restored), row.problem == BadPageError.code)
 
 
 def _receipt(node: Node, peer: NodeId, held: Held) -> bytes:

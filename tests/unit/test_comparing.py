@@ -200,6 +200,18 @@ def test_a_digest_alone_is_somebodys_word_and_holds_nothing_back(world: World) -
     assert incidents.all_incidents(world[IN]) == ()
 
 
+@pytest.mark.invariant("I5")
+def test_who_heard_the_second_story_later_shows_it_to_who_heard_the_first(world: World) -> None:
+    agree(world)
+    release(world)
+    world.clock.move(minutes=1)
+    world.sync(DE, FR)
+    world.sync(IN, DE)  # IN is told what DE has, and has nothing to compare
+    sync.sync(world[IN], FR, two_faced(world))
+    talk(world)
+    assert [state(world, name) for name in (DE, IN)] == [InboxState.EQUIVOCATION] * 2
+
+
 def test_however_often_a_peer_names_a_revision_it_is_looked_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
