@@ -32,6 +32,7 @@ from federation.entries import (
 from federation.errors import (
     BadPageError,
     ConflictError,
+    DeniedError,
     EpochError,
     FeedFrozenError,
     HeldError,
@@ -42,6 +43,7 @@ from federation.errors import (
     RecalledError,
     RemoteError,
     TooLargeError,
+    UnreachableError,
 )
 from federation.feed import Ask, FeedState, PageBytes, PageEntry, VerifiedPage
 from federation.inbound import (
@@ -73,6 +75,7 @@ from node.store.tables import in_entries, in_feeds
 
 STALE_AFTER_POLLS = 2
 MAX_THIN_PAGES = 1_000  # in a row, of one sync: an honest page is full, or the last, or small by what was withdrawn
+_SILENCE = (UnreachableError, DeniedError)
 _THIN_ITEMS, _THIN_BYTES = 16, 64 << 10
 
 
@@ -157,7 +160,7 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
         restored = held.standing is Standing.RESTORED
         try:
             page = link.pull(Ask(state.origin, state.cursor, receipt, state.newest, restored, protocol=card.speaks))
-        except RemoteError as e:
+        except _SILENCE as e:
             raise bad or e from None  # what it sent is told, and not that it fell silent then
         if page.epoch:
             epochs.check_claim(card.node, held.epoch, page)
@@ -171,7 +174,7 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
         except BadPageError as e:
             try:
                 answer = link.checkpoint(state.origin, state.cursor)
-            except RemoteError:
+            except _SILENCE:
                 raise e from None
             try:
                 feed.judge_fork(state, answer, keys, retried=bad is not None or held.doubted)

@@ -16,7 +16,9 @@ from google.protobuf.message import Message
 
 from federation.entries import AgreementOffer, Delivery
 from federation.feed import Ask, PageBytes
+from node.desk import inbox
 from node.peering import agreements
+from node.sharing import releases
 from protos.exchange.v1 import exchange_pb2 as wire
 from tests import commands
 from tests.e2e.net import Net, make_net, release, status_of
@@ -78,7 +80,7 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with make_net(tmp_path_factory.mktemp("pages"), FR, DE, IN) as net, ExitStack() as ends:
-        agree(net.world)
+        agree(net.world, onward="peers")
         prepare(net, FR, DE)
         release(net.world, "HONEST")
         liar = ends.enter_context(lying(net, FR, DE))
@@ -108,11 +110,6 @@ def _in_erased(page: wire.PullResponse) -> bytes:
 
 def _as_group(page: wire.PullResponse) -> bytes:
     return page.SerializeToString() + b"\xfb\x01" + HIDDEN + b"\xfc\x01"
-
-
-def _passed_over(page: wire.PullResponse) -> bytes:
-    """A field that stands twice: a reader takes the last."""
-    return b"\x12" + _length(CANARY) + CANARY + page.SerializeToString()
 
 
 def _rest(page: wire.PullResponse) -> bytes:
@@ -225,6 +222,23 @@ def test_what_hides_in_a_request_has_it_refused_in_one_word_and_is_nowhere(scene
         assert nowhere(scene)
     rows = [row[2:] for row in everything(home)["audit"] if row[3] == "rpc.refuse"]
     assert sorted(rows) == [(FR, "rpc.refuse", method, "INVALID_ARGUMENT MALFORMED") for method in sorted(REQUESTS)]
+
+
+def test_what_came_in_a_page_that_hid_something_is_passed_on_without_it(scene: Scene) -> None:
+    """First it came with something hidden, and was refused; then without; DE passes it on to IN."""
+    net, liar = scene.net, scene.liar
+    fr, de = net.world[FR], net.world[DE]
+    import_document(fr, document("ONWARD"), handling={"tlp": "GREEN", "onward": "peers"})
+    releases.release(fr, "ONWARD", (DE,))
+    liar.answers["Pull"] = lambda call: _in_item(call.page())
+    assert sync(net, DE, FR).code == 8
+    liar.be_honest()
+    assert sync(net, DE, FR).code == 0
+    assert command(net, DE, "relay", "ONWARD", "--to", IN).returncode == 0
+    net.world.sync(IN, DE)
+    assert "ONWARD" in {item.name for item in inbox.items(net.world[IN])}
+    assert nowhere(scene)
+    de.engine.dispose()
 
 
 @pytest.mark.invariant("I10")
