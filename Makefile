@@ -9,7 +9,7 @@ RUN := env -u PYTHONDONTWRITEBYTECODE
 ON_EVERY_CORE = --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint type layers protos protos-current compiled defences faults mutants bench clean
+.PHONY: help demo test check lint type layers protos protos-current compiled defences faults fuzz mutants bench clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -49,8 +49,12 @@ compiled: $(VENV)/installed-dev
 defences: $(VENV)/installed-dev ## take each defence out of a copy, see its tests fail (15 minutes)
 	@$(BIN)/python -m tests.defences
 
-faults: $(VENV)/installed-dev ## the fault campaigns with their full counts (an hour; docs/security.md has results)
-	@APOSTILLE_FULL=1 $(RUN) $(BIN)/python -m pytest $(ON_EVERY_CORE) tests/faults
+faults: $(VENV)/installed-dev ## the fault campaigns with their full counts (some hours; docs/security.md has results)
+	@APOSTILLE_FULL=1 $(RUN) $(BIN)/python -m pytest $(ON_EVERY_CORE) tests/faults tests/conformance
+
+fuzz: $(VENV)/installed-dev ## malformed input, guided by coverage: each reader for a minute (docs/security.md has results)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0'
+	@$(BIN)/python -m tests.faults.campaign_fuzz --seconds 60
 
 mutants: $(VENV)/installed-dev ## mutate the code that verifies and decides (1.5 hours; docs/mutation.md has results)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8,<4'

@@ -36,7 +36,7 @@ from tests.nodes import (
 )
 
 RUNS = count(200, 10_000)
-MOST_ACTS = count(10, 20)
+MOST_ACTS = 12  # the same in short and full runs, so that a seed is the same run
 TELLS = 20
 
 
