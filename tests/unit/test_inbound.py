@@ -193,8 +193,6 @@ PAYLOADS: dict[str, tuple[type[RemoteError], Callable[[JsonObject], object]]] = 
     "(2) a revision without end": (MalformedError, lambda p: p.update(jti=f"{FR}/{NAME}/1{'0' * 9}")),
     "(2) no tracking id": (MalformedError, lambda p: p["csaf"]["document"]["tracking"].pop("id")),
     "(2) a tracking id that is no text": (MalformedError, lambda p: p["csaf"]["document"]["tracking"].update(id=7)),
-    "(2) no tracking": (RemoteError, lambda p: p["csaf"]["document"].update(tracking=[])),
-    "(2) no document": (RemoteError, lambda p: p.update(csaf=[])),
     "(2) a name that is too long": (MalformedError, lambda p: named(p, "N" * 256)),
     "(3) no iat": (MalformedError, lambda p: p.pop("iat")),
     "(3) an iat that is no number": (MalformedError, lambda p: p.update(iat="now")),
@@ -238,8 +236,7 @@ def test_an_ai_part_and_a_grant_come_along(case: Case) -> None:
     part = {"weakness": "It follows instructions in documents."}
     file = encode({"csaf": document("WITH-AI"), "ai": part, "handling": {"tlp": "GREEN"}, "labels": {}})
     name = advisories.import_file(fr, file, "file.json", tlp=None).advisory.name
-    (agreement,) = case.receiver.agreements.values()
-    terms = terms_for(fr, DE, name, agreements.find(fr, agreement.digest.hex()))
+    terms = terms_for(fr, DE, name, agreements.all_held(fr)[0])
     opened = open_delivery(Delivery(issued(fr, name), terms, b"a grant"), case.receiver, case.now)
     advisory = read_advisory(opened, case.receiver.labels, case.now)
     assert (advisory.ai, advisory.grant) == (part, b"a grant")
@@ -273,10 +270,8 @@ def test_without_an_agreement_in_force_nothing_is_kept(case: Case) -> None:
     (agreement,) = case.receiver.agreements.values()
     with pytest.raises(NotAdmittedError, match="no agreement"):
         case.run(case.delivery, now=agreement.valid_until)
-    soon = _with(case, replace(agreement, valid_from=case.now + timedelta(days=1)))
-    (held,) = soon.agreements.values()
     with pytest.raises(NotAdmittedError, match="no agreement"):
-        case.run(_terms(case, agreement_digest=held.digest), soon)
+        case.run(case.delivery, _with(case, replace(agreement, valid_from=case.now + timedelta(days=1))))
     with pytest.raises(NotAdmittedError):
         case.run(*_under(case, grants=f"[{{id: other, to: [{IN}], tlp: [GREEN], share: {{identification: full}}}}]"))
 
