@@ -160,8 +160,10 @@ def _catch_up(node: Node, card: Card, link: Link, report: Report, progress: Call
         restored = held.standing is Standing.RESTORED
         try:
             page = link.pull(Ask(state.origin, state.cursor, receipt, state.newest, restored, protocol=card.speaks))
-        except _SILENCE as e:
-            raise bad or e from None  # what it sent is told, and not that it fell silent then
+        except _SILENCE:
+            if bad is not None:
+                raise bad from None  # what it sent is told, and not that it fell silent then
+            raise
         if page.epoch:
             epochs.check_claim(card.node, held.epoch, page)
             raise EpochError(f"{card.node} has opened epoch {page.epoch} of its feed to this node", page.epoch)

@@ -62,7 +62,7 @@ class Target:
     samples: tuple[bytes, ...]
     run: Callable[[bytes], object]
     mutate: Mutate
-    refusal: type[ApostilleError] = RemoteError
+    refusal: type[ApostilleError] | tuple[type[ApostilleError], ...] = RemoteError
 
 
 def execute(target: Target, data: bytes) -> bool:

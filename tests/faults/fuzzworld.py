@@ -27,7 +27,7 @@ from federation.entries import (
     Withdrawal,
 )
 from federation.entries import read as read_entry
-from federation.errors import ApostilleError, RemoteError
+from federation.errors import ApostilleError, RemoteError, UsageError
 from federation.keyring import Card
 from federation.model import Category, JsonObject, Role, Tlp, instant_text
 from federation.strictjson import encode
@@ -117,8 +117,11 @@ def targets(scene: Scene) -> dict[str, Target]:
     record = from_b64url(opened(exported)["ledger"]["record"])
     cards = [node.card_bytes for node in scene.world.nodes.values()]
     return {
-        "proof": Target(
-            (exported,), lambda d: proof.verify(d, cards, fr.labels), lambda d, c: _proof(fr, d, c), ApostilleError
+        "proof": Target(  # it may name a node whose card is not given
+            (exported,),
+            lambda d: proof.verify(d, cards, fr.labels),
+            lambda d, c: _proof(fr, d, c),
+            (RemoteError, UsageError),
         ),
         "record": Target((record,), account.read, mutants.json_text),
         "request": Target(_requests(scene), lambda d: _call(fr, de, d), _request, ApostilleError),

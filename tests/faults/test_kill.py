@@ -20,7 +20,7 @@ from tests.faults.zygote import Zygote
 from tests.nodes import DE, FR
 
 ADVISORIES = 500
-A_PAGE = 32
+A_PAGE = 16
 SYNC = sync_code(A_PAGE)
 RUNS = count(40, 200)
 

@@ -1,7 +1,7 @@
 """Three random nodes: what people do, what goes wrong, and what must hold all the time and in the end.
 
-Each run is drawn from its number: the same number gives the same run again. See `simulation` for what can happen.
-`APOSTILLE_SEED=N` runs that one alone, and tells each act.
+Each run is drawn from its number: the same number gives the same run again, with APOSTILLE_FULL=1 another and longer
+one. See `simulation` for what can happen. `APOSTILLE_SEED=N` runs that one alone, and tells each act.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from tests.nodes import (
 )
 
 RUNS = count(200, 10_000)
-MOST_ACTS = 12  # the same in short and full runs, so that a seed is the same run
+MOST_ACTS = count(10, 40)
 TELLS = 20
 
 
@@ -128,7 +128,8 @@ def run_of(ground: Ground, seed: int) -> Story:
         check(run)
         assert not run.log.broken
     except Exception as e:
-        e.add_note(f"seed {seed}, {len(run.told)} acts; {run.log.broken}; the last of them:")
+        which = f"APOSTILLE_SEED={seed}{' APOSTILLE_FULL=1' if FULL else ''}"
+        e.add_note(f"{which}, {len(run.told)} acts; {run.log.broken}; the last of them:")
         for line in run.told[-TELLS:]:
             e.add_note(f"  {line}")
         raise
